@@ -1,0 +1,493 @@
+"""The contract for brokers: what an adapter implements, and the structures that cross the line.
+
+An adapter speaks to one broker. It publishes batches and returns what became of each message, hands out received
+messages in batches when it is asked to (the core owns concurrency and back-pressure), and settles them in batches.
+It knows nothing of payload types, handlers, retry policies or idempotency: those are the core's.
+
+An adapter package imports `msgbus.adapter`, `msgbus.store` and `msgbus.errors` only, and registers its class under
+its URL scheme in the entry-point group ``msgbus.adapters``. `docs/write-an-adapter.md` builds one step by step;
+`msgbus.testing.AdapterContract` proves it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+from msgbus._message import ATTEMPTS, CONTENT_TYPE, CORRELATION_ID, DEAD, ID, KEY, REPLY_TO
+from msgbus._names import escape_name, is_pattern, match_name, pattern_regex, unescape_name
+from msgbus._time import Clock, SystemClock
+from msgbus._url import BusURL, parse_options
+from msgbus.errors import PublishError, SettleError, UnsupportedFeature
+
+__all__ = [
+    "ATTEMPTS",
+    "CONTENT_TYPE",
+    "CORRELATION_ID",
+    "DEAD",
+    "ID",
+    "KEY",
+    "REPLY_TO",
+    "Ack",
+    "Adapter",
+    "AdapterConfig",
+    "Address",
+    "BusURL",
+    "Capabilities",
+    "Clock",
+    "DeadLetter",
+    "Health",
+    "Kind",
+    "Nack",
+    "Outcome",
+    "Outgoing",
+    "Provision",
+    "Received",
+    "Source",
+    "Start",
+    "Stats",
+    "SubscribeOptions",
+    "Subscription",
+    "SystemClock",
+    "Topology",
+    "escape_name",
+    "is_pattern",
+    "match_name",
+    "parse_options",
+    "pattern_regex",
+    "unescape_name",
+]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Kind(StrEnum):
+    """What an address is."""
+
+    QUEUE = "queue"
+    """Point-to-point: each message goes to one consumer."""
+    TOPIC = "topic"
+    """Publish-subscribe: each message goes to every group, and in a group to one consumer."""
+    REQUEST = "request"
+    """A queue of requests. Nobody wants an old request, so it may be served by something less durable."""
+    REPLY = "reply"
+    """One process's private, temporary place for answers; the adapter may drop it when the process is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where messages are published.
+
+    Attributes:
+        kind: What it is.
+        name: The channel's name with the namespace before it; for REPLY, what `Subscription.address` said.
+        keyed: Whether messages of one key must be consumed in order, one at a time.
+        native: Options only this broker has, from the channel's ``native={...}``.
+    """
+
+    kind: Kind
+    name: str
+    keyed: bool = False
+    native: Mapping[str, Any] = field(default_factory=lambda: _NOTHING, hash=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where messages are consumed: a queue, or a topic (or a pattern of topics) as one group sees it.
+
+    Attributes:
+        address: What it consumes. A TOPIC's name may be a pattern (`msgbus.adapter.match_name`).
+        group: The consumer group; empty but for topics.
+        dead: True for the source's own dead letters instead of its messages.
+    """
+
+    address: Address
+    group: str = ""
+    dead: bool = False
+
+    @property
+    def dead_letters(self) -> Source:
+        """The source of this source's dead letters."""
+        return replace(self, dead=True)
+
+    @property
+    def alive(self) -> Source:
+        """The source whose dead letters this one is (itself if it is none)."""
+        return replace(self, dead=False)
+
+    def __str__(self) -> str:
+        group = f", group {self.group!r}" if self.group else ""
+        return f"{'dead letters of ' if self.dead else ''}{self.address}{group}"
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A message on its way to the broker.
+
+    Attributes:
+        target: An Address; or a Source, to reach that one group and nobody else (replay of a dead letter).
+        body: The body.
+        headers: All metadata, see `msgbus._message`. The adapter must carry every one unchanged.
+        id: The message id (also in the headers), for brokers that deduplicate by id.
+        key: The ordering key (also in the headers), for brokers that partition by key.
+        delay: Seconds before it may be received, at most ``Capabilities.max_delay``.
+    """
+
+    target: Address | Source
+    body: bytes
+    headers: dict[str, str]
+    id: str
+    key: str | None = None
+    delay: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Received:
+    """A message handed out by a subscription; also the handle by which it is settled.
+
+    Attributes:
+        body: The body.
+        headers: Its headers as they were published. What the client keeps elsewhere (RabbitMQ's properties, say)
+            is added under the names of `msgbus._message`.
+        deliveries: How often the broker has handed it out, this time included; 0 where the broker does not count.
+        channel: The name it was published to (a pattern's subscription receives from many).
+        key: The ordering key where the broker keeps one, else None.
+        time: When the broker stored it, in seconds since 1970, or None.
+        position: Where it is in the broker's log (offset, sequence number), or None.
+        receipt: The adapter's own handle.
+        raw: The client library's own message, for `Delivery.raw`.
+    """
+
+    body: bytes
+    headers: dict[str, str]
+    deliveries: int = 0
+    channel: str = ""
+    key: str | None = None
+    time: float | None = None
+    position: int | str | None = None
+    receipt: Any = None
+    raw: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class Ack:
+    """The message is done: never deliver it again."""
+
+    received: Received
+
+
+@dataclass(slots=True, eq=False)
+class Nack:
+    """Deliver the message again.
+
+    Attributes:
+        received: The message.
+        delay: Not before so many seconds from now. On a keyed address its key waits with it.
+        counted: False gives it back untried (shutdown, a message still in the local buffer): where the broker
+            counts exactly, the delivery must not count.
+        headers: What an adapter that publishes a new copy puts on it; one that returns the very message in place
+            keeps its headers and counts deliveries itself.
+    """
+
+    received: Received
+    delay: float = 0.0
+    counted: bool = True
+    headers: dict[str, str] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class DeadLetter:
+    """Move the message to its source's dead letters: stored there first, only then settled here.
+
+    Attributes:
+        received: The message; its body moves untouched.
+        headers: The headers of the dead letter: the message's own plus ``msgbus-dead``.
+        park: Keep later messages of its key undelivered until the dead letter is replayed or dropped
+            (only asked for where ``Capabilities.park_keys``).
+    """
+
+    received: Received
+    headers: dict[str, str]
+    park: bool = False
+
+
+Outcome = Ack | Nack | DeadLetter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an adapter does natively. What is not declared is refused by name at start-up, never approximated.
+
+    Attributes:
+        groups: Topics, and consumer groups on them.
+        patterns: Subscriptions over a pattern of topic names.
+        order: What is received in the order it was published: ``none``; ``queue``, with one consumer; ``key``,
+            messages of one key on keyed addresses, across all consumers of the source.
+        park_keys: A dead letter can hold back the later messages of its key.
+        max_delay: The longest delay of a publish or a nack, in seconds; 0 where neither is possible.
+        delivery_count: Whether `Received.deliveries` is ``exact``, ``approximate`` (it also counts messages given
+            back untried) or ``none``.
+        lease: Whether a received message returns by itself after a while: ``none`` (with the connection only),
+            ``fixed``, or ``renewable`` by `Subscription.extend`.
+        replay: `SubscribeOptions.start` works: a position, a time, or the earliest message.
+        browse: `Adapter.browse` works, without disturbing consumers.
+        unroutable: Publishing to a queue that does not exist is noticed.
+        dedupe_window: For so many seconds the broker drops a second message with the same id; 0 for never.
+        durable: What was confirmed survives a restart of the broker.
+        provision: `Adapter.declare` can create what is missing.
+        requests: How requests work: by ``channels`` (REQUEST and REPLY addresses are queues), ``native``, ``none``.
+        multi_process: Several processes can share a source.
+        ttl: The broker itself drops what has expired.
+        priority: ``native={"priority": …}`` on messages.
+        max_body: The largest body in bytes.
+        max_batch: The most messages of one `Adapter.publish`.
+        max_settle: The most outcomes of one `Subscription.settle`.
+        publish_window: How many `Adapter.publish` calls may run at once to good effect; 1 for a single writer.
+    """
+
+    groups: bool = True
+    patterns: bool = False
+    order: Literal["none", "queue", "key"] = "none"
+    park_keys: bool = False
+    max_delay: float = 0.0
+    delivery_count: Literal["none", "approximate", "exact"] = "none"
+    lease: Literal["none", "fixed", "renewable"] = "none"
+    replay: bool = False
+    browse: bool = False
+    unroutable: bool = False
+    dedupe_window: float = 0.0
+    durable: bool = True
+    provision: bool = True
+    requests: Literal["channels", "native", "none"] = "channels"
+    multi_process: bool = True
+    ttl: bool = False
+    priority: bool = False
+    max_body: int = 256 * 1024
+    max_batch: int = 1000
+    max_settle: int = 1000
+    publish_window: int = 1
+
+
+class Provision(StrEnum):
+    """Whether an application may create what it uses (``MSGBUS_TOPOLOGY``)."""
+
+    CREATE = "create"
+    """Create what is missing; what exists and differs is an error."""
+    VERIFY = "verify"
+    """Create nothing; what is missing or differs is an error."""
+    SKIP = "skip"
+    """Neither create nor look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What a bus needs to exist: addresses to publish to, sources to consume (each with its dead letters)."""
+
+    addresses: tuple[Address, ...] = ()
+    sources: tuple[Source, ...] = ()
+
+
+Start = Literal["earliest", "latest"] | datetime | int
+"""Where a subscription begins: the first or the next message, a time, or a position in the broker's log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscribeOptions:
+    """How a source is consumed.
+
+    Attributes:
+        prefetch: The most messages this consumer may hold unsettled.
+        lease: For how many seconds a received message stays ours unless extended (where the adapter has leases).
+        start: Where to begin, or None for where the group left off (``Capabilities.replay``).
+    """
+
+    prefetch: int = 64
+    lease: float = 30.0
+    start: Start | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """A snapshot of one source. None stands for what the broker cannot tell.
+
+    Attributes:
+        ready: Messages that can be received now.
+        in_flight: Messages received and not settled.
+        delayed: Messages waiting for their delay to pass.
+        dead: Dead letters.
+        oldest_age: Age of the oldest ready message in seconds.
+        next_due: When the next delayed message or leased one comes due, in seconds since 1970.
+    """
+
+    ready: int | None = None
+    in_flight: int | None = None
+    delayed: int | None = None
+    dead: int | None = None
+    oldest_age: float | None = None
+    next_due: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether an adapter can reach its broker.
+
+    Attributes:
+        ok: True when it is connected.
+        reason: Why not, without credentials.
+    """
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What the bus tells every adapter and store.
+
+    Attributes:
+        clock: The only source of time an adapter may use for anything a message can see (delays, leases, ages).
+        service: The application's name, for connection names.
+        instance: Unique to this bus object: part of lease tokens and reply addresses.
+        provision: Whether `Adapter.declare` creates.
+        connect_timeout: Seconds `Adapter.open` may take.
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    service: str = "msgbus"
+    instance: str = "local"
+    provision: Provision = Provision.CREATE
+    connect_timeout: float = 10.0
+
+
+class Adapter(ABC):
+    """One broker. Made from a URL, used by one event loop; all methods may be called concurrently.
+
+    Errors: what the client library raises is translated by the adapter's ``_errors.py``, with the original as
+    ``__cause__``. `msgbus.errors.BrokerUnavailable` means nothing of the call took effect; the core retries it.
+
+    Cancellation: every method may be cancelled at any point; the adapter stays usable and loses no message.
+    """
+
+    name: ClassVar[str]
+    """The adapter's name in errors and tables: its URL scheme."""
+    capabilities: Capabilities
+
+    def __init__(self, url: BusURL, config: AdapterConfig) -> None:
+        self.url = url
+        self.config = config
+        self.health = Health(False, "not opened")
+
+    @property
+    def raw(self) -> Any:
+        """The client library's own connection or client, for what only this broker can do."""
+        return None
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            BrokerUnavailable: The broker cannot be reached within ``config.connect_timeout``.
+            AccessDenied: It refused the credentials.
+        """
+
+    @abstractmethod
+    async def declare(self, topology: Topology) -> None:
+        """Create, verify or skip (``config.provision``) what *topology* names. Idempotent.
+
+        A declared group misses nothing that is published from then on, connected or not. Each source's dead letters
+        are part of it.
+
+        Raises:
+            TopologyError: Something is missing (verify), or differs; says what.
+            ChannelError: A name cannot be mapped to the broker's alphabet.
+        """
+
+    @abstractmethod
+    async def publish(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        """Publish up to ``capabilities.max_batch`` messages; return once the broker has confirmed or refused each.
+
+        Returns:
+            For each message, in order, None (confirmed: durable as far as the broker promises) or that message's
+            own error. An error with ``retryable`` set is retried by the core with the same id.
+
+        Raises:
+            BrokerUnavailable: No message of the batch was sent.
+        """
+
+    @abstractmethod
+    async def subscribe(self, source: Source, options: SubscribeOptions) -> Subscription:
+        """Start consuming *source* (which was declared, but for REPLY addresses: those are made here)."""
+
+    @abstractmethod
+    async def stats(self, source: Source) -> Stats:
+        """Return a snapshot of *source*."""
+
+    async def browse(self, source: Source, *, limit: int, after: str | None = None) -> Sequence[Received]:
+        """Return up to *limit* messages in order without receiving them (``capabilities.browse``).
+
+        Args:
+            source: A source, usually one of dead letters.
+            limit: The most messages to return.
+            after: The ``position`` (as text) of the last message of the page before, or None for the first page.
+        """
+        raise UnsupportedFeature(self.name, "browse")
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close everything, subscriptions too. Idempotent; closes even when it fails."""
+
+
+class Subscription(ABC):
+    """One consumer on one source."""
+
+    address: str = ""
+    """On a REPLY source: the name others publish answers to."""
+
+    @abstractmethod
+    async def receive(self, limit: int, wait: float) -> Sequence[Received]:
+        """Return between 1 and *limit* messages as soon as there are any, or none after *wait* seconds.
+
+        Called by one task at a time. Cancelling it loses nothing: what arrived is returned by the next call, or
+        becomes available to others.
+
+        On a keyed address several messages of one key may be returned, in order; while any of them is unsettled
+        the key's later messages go to no other subscription.
+
+        Raises:
+            BrokerUnavailable: The connection is lost; the core calls again after a pause, and the adapter must
+                have repaired itself by then.
+        """
+
+    @abstractmethod
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
+        """Settle messages of this subscription, in any order, up to ``capabilities.max_settle`` at once.
+
+        On a keyed address, nacked messages of one key come back in the order they were received; the ones after
+        a delayed one wait for it.
+
+        Returns:
+            For each outcome, in order, None once the broker has taken it, or that message's own error
+            (`LeaseLost` when it is somebody else's by now; settling must not disturb the new owner).
+        """
+
+    async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:
+        """Keep the leases of *received* for *seconds* more from now (``lease="renewable"``).
+
+        Returns:
+            For each message, in order, None or `LeaseLost`.
+        """
+        return [None] * len(received)
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Stop consuming. What is unsettled becomes available to others at once. Idempotent."""
+
