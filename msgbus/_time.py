@@ -20,6 +20,10 @@ class Clock(Protocol):
         """Return the wall-clock time in seconds since 1970-01-01 UTC."""
         ...
 
+    def monotonic(self) -> float:
+        """Return seconds that never jump, for measuring how long something took."""
+        ...
+
     async def sleep(self, delay: float) -> None:
         """Return after *delay* seconds of this clock."""
         ...
@@ -29,6 +33,7 @@ class SystemClock:
     """The machine's own clock."""
 
     now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, delay: float) -> None:
         """Sleep for *delay* seconds."""
