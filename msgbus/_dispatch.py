@@ -1,0 +1,244 @@
+"""From a received message to its outcome: choose the handler, decode, guard, call, and judge what it raised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from msgbus._backoff import Retry
+from msgbus._channel import Channel
+from msgbus._codec import Decode
+from msgbus._delivery import Controls, Delivery
+from msgbus._failure import Crashed, Expired, Failures, UnknownType, attempt_of
+from msgbus._idempotency import Guard
+from msgbus._message import ATTEMPTS, EXPIRES, TYPE, parse_time
+from msgbus._plan import InThread, Plan
+from msgbus._time import Clock
+from msgbus.adapter import Ack, Capabilities, DeadLetter, Nack, Outcome, Received, Source
+from msgbus.errors import DecodeError, PayloadMismatch
+from msgbus.store import Claim, Done, Granted, InProgress, Verdict
+
+__all__ = ["ConsumeMiddleware", "Dispatcher", "Responder", "Rules"]
+
+_log = logging.getLogger("msgbus")
+
+ConsumeMiddleware = Callable[[Delivery[Any], Callable[[Delivery[Any]], Awaitable[Any]]], Awaitable[Any]]
+_GIVEN_BACK_SLACK = 20
+"""Where the broker's count also grows when messages are given back untried, a message is only taken for one that
+kills its consumers when it was handed out this much more often than its policy allows."""
+_IN_PROGRESS_WAIT = 5.0
+"""The longest pause in seconds before a duplicate of a message that is being handled asks again."""
+
+
+class Responder(Protocol):
+    """Answers requests."""
+
+    def encode(self, result: Any) -> bytes:
+        """Return the body of the answer."""
+        ...
+
+    def answer(self, received: Received, body: bytes) -> Outcome | None:
+        """Send the answer; return the request's outcome, or None when it is settled once the answer is out."""
+        ...
+
+    def fail(self, received: Received, outcome: DeadLetter, error: BaseException) -> Outcome | None:
+        """Tell the caller that the request failed for good; return the request's outcome, or None as above."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How one subscription's messages are handled, from ``bus.on``'s arguments."""
+
+    retry: Retry
+    unknown: Literal["dead-letter", "ignore"] = "dead-letter"
+    park: bool = False
+
+
+@dataclass(slots=True)
+class _Route:
+    decode: Decode
+    call: Callable[[Delivery[Any]], Awaitable[Any]]
+    direct: Callable[[Any], Awaitable[Any]] | None
+
+
+class Dispatcher:
+    """Handles the messages of one subscription, one by one."""
+
+    def __init__(
+        self,
+        source: Source,
+        channel: Channel[Any],
+        plans: Sequence[Plan],
+        rules: Rules,
+        *,
+        namespace: str,
+        capabilities: Capabilities,
+        clock: Clock,
+        in_thread: InThread,
+        controls: Controls,
+        middleware: Sequence[ConsumeMiddleware] = (),
+        guard: Guard | None = None,
+        responder: Responder | None = None,
+    ) -> None:
+        self.failures = Failures(source, channel.name, rules.retry, park=rules.park, clock=clock)
+        self._source = source
+        self._channel = channel
+        self._rules = rules
+        self._prefix = f"{namespace}." if namespace else ""
+        self._clock = clock
+        self._controls = controls
+        self._guard = guard
+        self._responder = responder
+        slack = 0 if capabilities.delivery_count == "exact" else _GIVEN_BACK_SLACK
+        self._limit = rules.retry.attempts + slack
+        plain = guard is None and responder is None and not middleware
+        self._routes = {
+            channel.type_names[t]: _route(channel.decoders[channel.type_names[t]], plan, in_thread, middleware, plain)
+            for plan in plans
+            for t in plan.types
+        }
+        self._only = next(iter(self._routes.values())) if len(channel.types) == 1 else None
+
+    async def handle(self, received: Received) -> Outcome | None:
+        """Handle one message; return its outcome, or None when it is settled in another way."""
+        headers = received.headers
+        attempt = 1
+        if received.deliveries > 1 or ATTEMPTS in headers:
+            attempt = attempt_of(received)
+            if attempt > self._limit:
+                return self.crashed(received, attempt)
+        if EXPIRES in headers and (outcome := self.expired(received, attempt)):
+            return outcome
+        try:
+            route = self._only or self._route(headers)
+            payload = route.decode(received.body)
+        except DecodeError as exc:
+            return self.undecodable(received, exc, attempt)
+        try:
+            if route.direct is None:
+                return await self._handle_fully(route, received, payload, attempt)
+            await route.direct(payload)
+        except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its message
+            return self.failed(received, exc, attempt)
+        return Ack(received)
+
+    async def _handle_fully(self, route: _Route, received: Received, payload: Any, attempt: int) -> Outcome | None:
+        delivery = self.delivery(received, payload, attempt, self._controls)
+        claim = None
+        if self._guard is not None:
+            claim = self._guard.claim_for(received, payload)
+            verdict = await self._guard.admit(claim)
+            if not isinstance(verdict, Granted):
+                return self.duplicate(received, verdict, attempt)
+        try:
+            result = await route.call(delivery)
+            body = self._responder.encode(result) if self._responder else None
+        except BaseException as exc:
+            await self._abandon(claim)
+            if delivery.settled and isinstance(exc, Exception):
+                _log.warning("%r raised after it had settled its message", delivery, exc_info=exc)
+                return None
+            raise
+        await self._conclude(claim, delivery, body)
+        if delivery.settled:
+            return None
+        return Ack(received) if self._responder is None else self._responder.answer(received, body or b"")
+
+    async def _abandon(self, claim: Claim | None) -> None:
+        if claim is not None and self._guard is not None:
+            await self._guard.release(claim)
+
+    async def _conclude(self, claim: Claim | None, delivery: Delivery[Any], body: bytes | None) -> None:
+        if claim is None or self._guard is None:
+            return
+        if delivery.gave_back:
+            await self._guard.release(claim)
+        else:
+            await self._guard.complete(claim, body)
+
+    def delivery(self, received: Received, payload: Any, attempt: int, controls: Controls) -> Delivery[Any]:
+        """Make the delivery that handlers and middleware see."""
+        channel = received.channel.removeprefix(self._prefix) or self._channel.name
+        return Delivery(
+            received, payload, attempt=attempt, channel=channel, group=self._source.group, controls=controls
+        )
+
+    def failed(self, received: Received, error: BaseException, attempt: int) -> Outcome | None:
+        """Return what becomes of a message whose handler raised *error*."""
+        outcome = self.failures.decide(received, error, attempt)
+        if isinstance(outcome, DeadLetter):
+            return self._bury(outcome, error)
+        _log.debug("attempt %d on %s failed, next in %.1f s", attempt, self._source, outcome.delay, exc_info=error)
+        return outcome
+
+    def undecodable(self, received: Received, error: DecodeError, attempt: int) -> Outcome | None:
+        """Return what becomes of a message that no handler can be given."""
+        if isinstance(error, UnknownType) and self._rules.unknown == "ignore":
+            return Ack(received)
+        return self._bury(self.failures.dead_letter(received, error, attempt), error)
+
+    def crashed(self, received: Received, attempt: int) -> Outcome | None:
+        """Return what becomes of a message that was handed out too often and never settled."""
+        error = Crashed(f"handed out {attempt} times without being settled: its consumers died while handling it")
+        return self._bury(self.failures.dead_letter(received, error, attempt - 1), error)
+
+    def expired(self, received: Received, attempt: int) -> Outcome | None:
+        """Return what becomes of a message whose time is over; None while it is not."""
+        expires = parse_time(received.headers.get(EXPIRES))
+        if expires is None or expires.timestamp() > self._clock.now():
+            return None
+        if self._responder is not None:
+            return Ack(received)  # the caller has gone
+        error = Expired(f"expired at {received.headers[EXPIRES]}")
+        return self._bury(self.failures.dead_letter(received, error, attempt - 1), error)
+
+    def duplicate(self, received: Received, verdict: Verdict, attempt: int) -> Outcome | None:
+        """Return what becomes of a message that was, or is being, handled already."""
+        if isinstance(verdict, InProgress):
+            return Nack(received, min(max(verdict.remaining, 0.05), _IN_PROGRESS_WAIT), counted=False)
+        if isinstance(verdict, Done):
+            return Ack(received) if self._responder is None else self._responder.answer(received, verdict.reply or b"")
+        error = PayloadMismatch("the same idempotency key came with another payload before")
+        return self._bury(self.failures.dead_letter(received, error, attempt), error)
+
+    def _bury(self, outcome: DeadLetter, error: BaseException) -> Outcome | None:
+        if self._responder is not None:
+            return self._responder.fail(outcome.received, outcome, error)
+        _log.warning("dead-lettered a message of %s: %s: %s", self._source, type(error).__name__, error)
+        return outcome
+
+    def _route(self, headers: Mapping[str, str]) -> _Route:
+        name = headers.get(TYPE)
+        route = self._routes.get(name or "")
+        if route is None:
+            taken = ", ".join(self._routes)
+            raise UnknownType(
+                f"the message's type is {name!r}; {self._source} takes {taken}"
+                if name
+                else f"the message has no type (ce-type); {self._source} takes {taken}"
+            )
+        return route
+
+
+def _route(
+    decode: Decode, plan: Plan, in_thread: InThread, middleware: Sequence[ConsumeMiddleware], plain: bool
+) -> _Route:
+    caller = plan.caller(in_thread)
+
+    def innermost(delivery: Delivery[Any]) -> Awaitable[Any]:
+        return caller(delivery.payload, delivery)
+
+    call: Callable[[Delivery[Any]], Awaitable[Any]] = innermost
+    for layer in reversed(middleware):
+        call = _wrap(layer, call)
+    direct = plan.direct(in_thread) if plain and not plan.wants_delivery else None
+    return _Route(decode, call, direct)
+
+
+def _wrap(
+    layer: ConsumeMiddleware, call_next: Callable[[Delivery[Any]], Awaitable[Any]]
+) -> Callable[[Delivery[Any]], Awaitable[Any]]:
+    return lambda delivery: layer(delivery, call_next)

@@ -1,0 +1,138 @@
+"""Batches: one call of the handler for many messages, an outcome for each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from msgbus._delivery import Controls
+from msgbus._dispatch import Dispatcher
+from msgbus._failure import attempt_of
+from msgbus._idempotency import Guard
+from msgbus._message import EXPIRES
+from msgbus.adapter import Ack, Outcome, Received
+from msgbus.errors import BatchFailed, DecodeError, Reject
+from msgbus.store import Claim, Granted
+
+__all__ = ["BatchDispatcher"]
+
+
+class _Item:
+    __slots__ = ("attempt", "claim", "outcome", "payload", "received")
+
+    def __init__(self, received: Received) -> None:
+        self.received = received
+        self.attempt = attempt_of(received)
+        self.payload: Any = None
+        self.claim: Claim | None = None
+        self.outcome: Outcome | None = None
+
+
+class BatchDispatcher:
+    """Handles the messages of one subscription batch by batch.
+
+    Args:
+        one: The dispatcher that judges single messages.
+        decode: Decodes a body.
+        call: The handler; takes the list it asked for.
+        limit: The most attempts, crash-looping messages included.
+        deliveries: Whether the handler takes deliveries instead of payloads.
+        controls: For those deliveries.
+        guard: Idempotency, or None.
+    """
+
+    def __init__(
+        self,
+        one: Dispatcher,
+        decode: Callable[[bytes], Any],
+        call: Callable[[list[Any]], Awaitable[Any]],
+        *,
+        limit: int,
+        deliveries: bool,
+        controls: Controls,
+        guard: Guard | None,
+    ) -> None:
+        self._one = one
+        self._decode = decode
+        self._call = call
+        self._limit = limit
+        self._deliveries = deliveries
+        self._controls = controls
+        self._guard = guard
+
+    def failed(self, received: Received, error: BaseException, attempt: int) -> Outcome | None:
+        """Return what becomes of a message whose handler was stopped."""
+        return self._one.failed(received, error, attempt)
+
+    async def handle(self, batch: Sequence[Received]) -> list[Outcome | None]:
+        """Handle a batch; return each message's outcome in order."""
+        items = [_Item(received) for received in batch]
+        fit = [item for item in items if self._prepare(item)]
+        if self._guard is not None:
+            fit = [item for item in fit if await self._claim(item, self._guard)]
+        if fit:
+            await self._handle_fit(fit)
+        return [item.outcome for item in items]
+
+    def _prepare(self, item: _Item) -> bool:
+        received = item.received
+        if item.attempt > self._limit:
+            item.outcome = self._one.crashed(received, item.attempt)
+            return False
+        if EXPIRES in received.headers and (outcome := self._one.expired(received, item.attempt)):
+            item.outcome = outcome
+            return False
+        try:
+            payload = self._decode(received.body)
+        except DecodeError as exc:
+            item.outcome = self._one.undecodable(received, exc, item.attempt)
+            return False
+        item.payload = (
+            self._one.delivery(received, payload, item.attempt, self._controls) if self._deliveries else payload
+        )
+        return True
+
+    async def _claim(self, item: _Item, guard: Guard) -> bool:
+        payload = item.payload.payload if self._deliveries else item.payload
+        try:
+            item.claim = guard.claim_for(item.received, payload)
+        except Reject as exc:
+            item.outcome = self._one.failed(item.received, exc, item.attempt)
+            return False
+        verdict = await guard.admit(item.claim)
+        if isinstance(verdict, Granted):
+            return True
+        item.claim = None
+        item.outcome = self._one.duplicate(item.received, verdict, item.attempt)
+        return False
+
+    async def _handle_fit(self, items: list[_Item]) -> None:
+        failures: dict[int, BaseException] = {}
+        try:
+            await self._call([item.payload for item in items])
+        except BatchFailed as exc:
+            failures = exc.failures
+            if unknown := [i for i in failures if not 0 <= i < len(items)]:
+                error = IndexError(f"BatchFailed names item {unknown[0]}, the batch has {len(items)}")
+                failures = dict.fromkeys(range(len(items)), error)
+        except BaseException as exc:
+            if not isinstance(exc, Exception):
+                await self._release(items)
+                raise
+            failures = dict.fromkeys(range(len(items)), exc)
+        for index, item in enumerate(items):
+            await self._judge(item, failures.get(index))
+
+    async def _judge(self, item: _Item, error: BaseException | None) -> None:
+        if error is not None:
+            await self._release([item])
+            item.outcome = self._one.failed(item.received, error, item.attempt)
+            return
+        if self._guard is not None and item.claim is not None:
+            await self._guard.complete(item.claim, None)
+        item.outcome = Ack(item.received)
+
+    async def _release(self, items: list[_Item]) -> None:
+        for item in items:
+            if self._guard is not None and item.claim is not None:
+                await self._guard.release(item.claim)

@@ -1,0 +1,82 @@
+"""Lanes: messages of one key are handled in order and one at a time, different keys concurrently.
+
+Pure bookkeeping, no I/O. A lane exists while one of its key's messages runs or is being given back. While a lane is
+*closing* (its running message was nacked, so it and all behind it go back to the broker) what still arrives of the
+key was handed out before the broker knew; it is held and given back too, so that order survives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from msgbus.adapter import Received
+
+__all__ = ["Lanes"]
+
+
+class _Lane:
+    __slots__ = ("returning", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Received] = deque()
+        self.returning = 0
+
+
+class Lanes:
+    """The lanes of one subscription."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, _Lane] = {}
+
+    def admit(self, key: str, received: Received) -> bool:
+        """Take in a message; True if it may start now, False if it waits in its lane."""
+        lane = self._lanes.get(key)
+        if lane is None:
+            self._lanes[key] = _Lane()
+            return True
+        lane.waiting.append(received)
+        return False
+
+    def done(self, key: str) -> Received | None:
+        """End the running message of *key*; return the next one to start, or None and the lane is gone."""
+        lane = self._lanes[key]
+        if lane.waiting:
+            return lane.waiting.popleft()
+        del self._lanes[key]
+        return None
+
+    def close(self, key: str) -> list[Received]:
+        """Begin to give the running message of *key* back; return the others that go back behind it."""
+        lane = self._lanes[key]
+        behind = list(lane.waiting)
+        lane.waiting.clear()
+        lane.returning = 1 + len(behind)
+        return behind
+
+    def returned(self, key: str) -> list[Received]:
+        """Note that one message of a closing lane is back; return what arrived meanwhile and goes back now."""
+        lane = self._lanes[key]
+        lane.returning -= 1
+        if lane.returning:
+            return []
+        behind = list(lane.waiting)
+        lane.waiting.clear()
+        lane.returning = len(behind)
+        if not behind:
+            del self._lanes[key]
+        return behind
+
+    def is_closing(self, key: str) -> bool:
+        """Tell whether the key's lane is being given back."""
+        lane = self._lanes.get(key)
+        return lane is not None and lane.returning > 0
+
+    def clear(self) -> list[Received]:
+        """Forget what waits in all lanes (at shutdown, when everything goes back), and return it."""
+        waiting = [received for lane in self._lanes.values() for received in lane.waiting]
+        for lane in self._lanes.values():
+            lane.waiting.clear()
+        return waiting
+
+    def __len__(self) -> int:
+        return len(self._lanes)

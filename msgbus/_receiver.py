@@ -1,0 +1,348 @@
+"""The only consume loop: receive, lanes, bounded concurrency, settle, drain.
+
+A fixed set of workers is fed from a deque; there is no task, timer, context variable or log line per message.
+Outcomes go to the settler in batches. At most ``prefetch`` messages are held: received and not settled yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from msgbus._backoff import RECONNECT
+from msgbus._lanes import Lanes
+from msgbus._message import ID, KEY
+from msgbus._settler import Settler
+from msgbus._time import Clock
+from msgbus._watchdog import Interruption, renew_leases, watch_timeouts
+from msgbus._worker import BatchWorker, Handles, Worker
+from msgbus.adapter import Ack, Capabilities, DeadLetter, Nack, Outcome, Received, Source, Subscription
+from msgbus.errors import BrokerError, BrokerUnavailable, LeaseLost, SettleError
+
+__all__ = ["Limits", "Receiver"]
+
+_log = logging.getLogger("msgbus")
+_WAIT = 5.0
+"""Seconds one idle receive call lasts. Shorter only costs wake-ups; longer gains nothing."""
+_REMEMBERED = 10_000
+"""How many handled messages whose ack failed are remembered, so that their redelivery is acked unhandled."""
+_SETTLE_GRACE = 5.0
+"""Seconds that the last settlements get at shutdown beyond the handlers' own time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one subscription does at once.
+
+    Attributes:
+        concurrency: Handlers that run at once.
+        prefetch: Messages held at most.
+        lease: Seconds a message stays ours without a heartbeat.
+        timeout: Seconds a handler may take, or None.
+        batch: Messages per call of a batch handler, or 0.
+        batch_wait: Seconds a batch waits to fill up.
+    """
+
+    concurrency: int
+    prefetch: int
+    lease: float
+    timeout: float | None = None
+    batch: int = 0
+    batch_wait: float = 0.05
+
+    @property
+    def refill(self) -> int:
+        """How much room there must be before more is received: many at once, but never with a worker idle."""
+        return max(1, (self.prefetch - self.concurrency * max(1, self.batch)) // 2)
+
+
+class Receiver:
+    """Consumes one source until it is drained.
+
+    Args:
+        subscription: Where messages come from.
+        source: What it consumes.
+        limits: How much at once.
+        capabilities: The adapter's.
+        clock: The bus's.
+        on_crash: Called when a part of the receiver itself fails, which is a bug.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        source: Source,
+        limits: Limits,
+        *,
+        capabilities: Capabilities,
+        clock: Clock,
+        on_crash: Callable[[BaseException], None],
+    ) -> None:
+        self.source = source
+        self.limits = limits
+        self.healthy = True
+        self.last_received: float | None = None
+        self._subscription = subscription
+        self._capabilities = capabilities
+        self._clock = clock
+        self._on_crash = on_crash
+        self._settler = Settler(subscription, max_batch=capabilities.max_settle, on_settled=self._settled)
+        self._live: dict[Received, None] = {}
+        self._ready: deque[Received] = deque()
+        self._lanes = Lanes() if source.address.keyed else None
+        self._workers: list[Worker] = []
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._room = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handled: OrderedDict[str, None] = OrderedDict()
+        self._threads: ThreadPoolExecutor | None = None
+        self._stopping = False
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self, handler: Handles, *, also: Coroutine[Any, Any, None] | None = None) -> None:
+        """Start consuming.
+
+        Args:
+            handler: Turns messages into outcomes.
+            also: Something that must run meanwhile (the idempotency heartbeat).
+        """
+        for _ in range(self.limits.concurrency):
+            worker = (BatchWorker if self.limits.batch else Worker)(self, handler, self._clock)
+            worker.task = self._spawn(worker.run())
+            self._workers.append(worker)
+        if self._capabilities.lease == "renewable":
+            self._spawn(
+                renew_leases(self._subscription, self.limits.lease, self._clock, lambda: list(self._live), self._lost)
+            )
+        if self.limits.timeout is not None:
+            self._spawn(watch_timeouts(self._workers, self.limits.timeout, self._clock))
+        if also is not None:
+            self._spawn(also)
+        self._fetcher = self._spawn(self._fetch())
+
+    async def drain(self, timeout: float) -> None:
+        """Stop receiving, let handlers finish for *timeout* seconds, give the rest back uncounted, close."""
+        self._stopping = True
+        self._fetcher.cancel()
+        await asyncio.wait([self._fetcher])
+        self._give_back_waiting()
+        if not await self._wait_quiet(timeout):
+            _log.warning("%s: %d handlers did not finish in %g s", self.source, self.running, timeout)
+            for worker in self._workers:
+                worker.interrupt(Interruption.SHUTDOWN)
+            if not await self._wait_quiet(_SETTLE_GRACE):
+                _log.error("%s: %d handlers ignore their cancellation", self.source, self.running)
+        try:
+            async with asyncio.timeout(_SETTLE_GRACE):
+                await self._settler.drain()
+        except TimeoutError:
+            _log.warning("%s: %d messages could not be settled and will come again", self.source, len(self._live))
+        await self._close()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_SETTLE_GRACE)
+        await self._settler.aclose()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        await self._subscription.aclose()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._on_crash(error)
+
+    def in_thread(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Run a plain function in this subscription's thread pool."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.limits.concurrency, thread_name_prefix="msgbus-handler")
+        return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    @property
+    def running(self) -> int:
+        """How many handlers run now."""
+        return sum(worker.since is not None for worker in self._workers)
+
+    @property
+    def held(self) -> int:
+        """How many messages are received and not settled."""
+        return len(self._live)
+
+    async def _wait_quiet(self, timeout: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                while self.running:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    async def _fetch(self) -> None:
+        failures = 0
+        while True:
+            free = self.limits.prefetch - len(self._live)
+            if free < self.limits.refill:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            try:
+                got = await self._subscription.receive(free, _WAIT)
+            except BrokerError as exc:
+                failures += 1
+                self.healthy = False
+                if failures == 1:
+                    level = logging.WARNING if isinstance(exc, BrokerUnavailable) else logging.ERROR
+                    _log.log(level, "%s: cannot receive, trying again: %s", self.source, exc)
+                await self._clock.sleep(RECONNECT.delay(failures))
+                continue
+            if failures:
+                _log.info("%s: receiving again", self.source)
+                failures = 0
+                self.healthy = True
+            if got:
+                self._admit(got)
+
+    def _admit(self, got: Any) -> None:
+        self.last_received = self._clock.now()
+        live, ready, lanes = self._live, self._ready, self._lanes
+        for received in got:
+            live[received] = None
+            if self._handled and self._forget_handled(received):
+                self._settler.add(Ack(received))
+                continue
+            if lanes is not None and (key := _key(received)) is not None and not lanes.admit(key, received):
+                continue
+            ready.append(received)
+        self.wake(len(ready))
+
+    def _forget_handled(self, received: Received) -> bool:
+        return self._handled.pop(received.headers.get(ID, ""), self) is None
+
+    def wake(self, count: int) -> None:
+        """Wake up to *count* idle workers."""
+        idle = self._idle
+        while count and idle:
+            future = idle.popleft()
+            if not future.done():
+                future.set_result(None)
+                count -= 1
+
+    async def wait_for_work(self) -> None:
+        """Return when there may be something to handle (called by workers)."""
+        self._quiet.set()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(future)
+        await future
+
+    @property
+    def ready(self) -> deque[Received]:
+        """Messages that may be handled now (taken by workers)."""
+        return self._ready
+
+    # -- settling -----------------------------------------------------------------------------------------------
+
+    def conclude(self, received: Received, outcome: Outcome | None) -> None:
+        """Take a worker's verdict on a message; None when it is settled elsewhere."""
+        if self._lanes is not None and (key := _key(received)) is not None:
+            self._conclude_in_lane(self._lanes, key, outcome)
+        if outcome is not None:
+            self._settler.add(outcome)
+            if self._lanes is not None and key is not None and _closes_lane(outcome):
+                self._give_back(self._lanes.close(key))
+
+    def _conclude_in_lane(self, lanes: Lanes, key: str, outcome: Outcome | None) -> None:
+        if (outcome is None or type(outcome) is Ack) and not lanes.is_closing(key):
+            self._next_in_lane(lanes, key)
+
+    def _next_in_lane(self, lanes: Lanes, key: str) -> None:
+        following = lanes.done(key)
+        if following is not None:
+            self._ready.append(following)
+            self.wake(1)
+
+    async def settle_now(self, outcome: Outcome) -> None:
+        """Settle a message before its handler ends (`Delivery.ack` and its like)."""
+        outcomes: list[Outcome] = [outcome]
+        key = _key(outcome.received)
+        if self._lanes is not None and key is not None and _closes_lane(outcome):
+            outcomes += [Nack(behind, counted=False) for behind in self._lanes.close(key)]
+        await self._settler.now(outcomes)
+
+    async def extend(self, received: Received, seconds: float) -> None:
+        """Renew one message's lease; raises `LeaseLost`."""
+        (error,) = await self._subscription.extend([received], seconds)
+        if error is not None:
+            raise error
+
+    def settle_later(self, outcome: Outcome) -> None:
+        """Settle a message whose worker concluded with None (an answered request)."""
+        self._settler.add(outcome)
+
+    def _settled(self, outcome: Outcome, error: SettleError | None) -> None:
+        received = outcome.received
+        self._live.pop(received, None)
+        if error is not None and type(outcome) is Ack and (key := received.headers.get(ID)):
+            self._handled[key] = None
+            if len(self._handled) > _REMEMBERED:
+                self._handled.popitem(last=False)
+        if self._lanes is not None and type(outcome) is not Ack and (key := _key(received)) is not None:
+            self._settled_in_lane(self._lanes, key, outcome)
+        if not self._room.is_set() and self.limits.prefetch - len(self._live) >= self.limits.refill:
+            self._room.set()
+
+    def _settled_in_lane(self, lanes: Lanes, key: str, outcome: Outcome) -> None:
+        if lanes.is_closing(key):
+            self._give_back(lanes.returned(key))
+        elif isinstance(outcome, DeadLetter) and not self._stopping:
+            self._next_in_lane(lanes, key)
+
+    def _give_back(self, messages: list[Received]) -> None:
+        for received in messages:
+            self._settler.add(Nack(received, counted=False))
+
+    def _give_back_waiting(self) -> None:
+        """Give back what no handler has seen, in the order it was received."""
+        running = {received for worker in self._workers for received in worker.holds}
+        waiting = set(self._ready)
+        if self._lanes is not None:
+            waiting.update(self._lanes.clear())
+        self._ready.clear()
+        self._give_back([received for received in self._live if received in waiting and received not in running])
+
+    def _lost(self, received: Received) -> None:
+        if received not in self._live:
+            return  # settled while the renewal was under way
+        for worker in self._workers:
+            if received in worker.holds:
+                _log.warning("%s: a message's lease was lost while it was handled", self.source)
+                worker.interrupt(Interruption.LEASE_LOST)
+                return
+        if received in self._ready:
+            self._ready.remove(received)
+            self._settled(Nack(received), LeaseLost("the lease ended while the message waited"))
+
+
+def _key(received: Received) -> str | None:
+    return received.key if received.key is not None else received.headers.get(KEY)
+
+
+def _closes_lane(outcome: Outcome) -> bool:
+    return type(outcome) is Nack or (type(outcome) is DeadLetter and outcome.park)
