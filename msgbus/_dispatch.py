@@ -16,6 +16,7 @@ from msgbus._idempotency import Guard
 from msgbus._message import ATTEMPTS, EXPIRES, TYPE, parse_time
 from msgbus._plan import InThread, Plan
 from msgbus._time import Clock
+from msgbus._url import scrub
 from msgbus.adapter import Ack, Capabilities, DeadLetter, Nack, Outcome, Received, Source
 from msgbus.errors import DecodeError, PayloadMismatch
 from msgbus.store import Claim, Done, Granted, InProgress, Verdict
@@ -93,7 +94,7 @@ class Dispatcher:
         self._guard = guard
         self._responder = responder
         slack = 0 if capabilities.delivery_count == "exact" else _GIVEN_BACK_SLACK
-        self._limit = rules.retry.attempts + slack
+        self.limit = rules.retry.attempts + slack
         plain = guard is None and responder is None and not middleware
         self._routes = {
             channel.type_names[t]: _route(channel.decoders[channel.type_names[t]], plan, in_thread, middleware, plain)
@@ -108,7 +109,7 @@ class Dispatcher:
         attempt = 1
         if received.deliveries > 1 or ATTEMPTS in headers:
             attempt = attempt_of(received)
-            if attempt > self._limit:
+            if attempt > self.limit:
                 return self.crashed(received, attempt)
         if EXPIRES in headers and (outcome := self.expired(received, attempt)):
             return outcome
@@ -124,6 +125,14 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its message
             return self.failed(received, exc, attempt)
         return Ack(received)
+
+    def decode(self, received: Received) -> Any:
+        """Return the payload.
+
+        Raises:
+            DecodeError: The body does not fit, or no handler takes the message's type.
+        """
+        return (self._only or self._route(received.headers)).decode(received.body)
 
     async def _handle_fully(self, route: _Route, received: Received, payload: Any, attempt: int) -> Outcome | None:
         delivery = self.delivery(received, payload, attempt, self._controls)
@@ -207,7 +216,7 @@ class Dispatcher:
     def _bury(self, outcome: DeadLetter, error: BaseException) -> Outcome | None:
         if self._responder is not None:
             return self._responder.fail(outcome.received, outcome, error)
-        _log.warning("dead-lettered a message of %s: %s: %s", self._source, type(error).__name__, error)
+        _log.warning("dead-lettered a message of %s: %s: %s", self._source, type(error).__name__, scrub(str(error)))
         return outcome
 
     def _route(self, headers: Mapping[str, str]) -> _Route:

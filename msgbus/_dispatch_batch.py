@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -33,9 +34,7 @@ class BatchDispatcher:
 
     Args:
         one: The dispatcher that judges single messages.
-        decode: Decodes a body.
         call: The handler; takes the list it asked for.
-        limit: The most attempts, crash-looping messages included.
         deliveries: Whether the handler takes deliveries instead of payloads.
         controls: For those deliveries.
         guard: Idempotency, or None.
@@ -44,18 +43,14 @@ class BatchDispatcher:
     def __init__(
         self,
         one: Dispatcher,
-        decode: Callable[[bytes], Any],
         call: Callable[[list[Any]], Awaitable[Any]],
         *,
-        limit: int,
         deliveries: bool,
         controls: Controls,
         guard: Guard | None,
     ) -> None:
         self._one = one
-        self._decode = decode
         self._call = call
-        self._limit = limit
         self._deliveries = deliveries
         self._controls = controls
         self._guard = guard
@@ -69,21 +64,22 @@ class BatchDispatcher:
         items = [_Item(received) for received in batch]
         fit = [item for item in items if self._prepare(item)]
         if self._guard is not None:
-            fit = [item for item in fit if await self._claim(item, self._guard)]
+            granted = await asyncio.gather(*(self._claim(item, self._guard) for item in fit))
+            fit = [item for item, mine in zip(fit, granted, strict=True) if mine]
         if fit:
             await self._handle_fit(fit)
         return [item.outcome for item in items]
 
     def _prepare(self, item: _Item) -> bool:
         received = item.received
-        if item.attempt > self._limit:
+        if item.attempt > self._one.limit:
             item.outcome = self._one.crashed(received, item.attempt)
             return False
         if EXPIRES in received.headers and (outcome := self._one.expired(received, item.attempt)):
             item.outcome = outcome
             return False
         try:
-            payload = self._decode(received.body)
+            payload = self._one.decode(received)
         except DecodeError as exc:
             item.outcome = self._one.undecodable(received, exc, item.attempt)
             return False
@@ -120,8 +116,7 @@ class BatchDispatcher:
                 await self._release(items)
                 raise
             failures = dict.fromkeys(range(len(items)), exc)
-        for index, item in enumerate(items):
-            await self._judge(item, failures.get(index))
+        await asyncio.gather(*(self._judge(item, failures.get(index)) for index, item in enumerate(items)))
 
     async def _judge(self, item: _Item, error: BaseException | None) -> None:
         if error is not None:

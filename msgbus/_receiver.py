@@ -101,6 +101,8 @@ class Receiver:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._burying: set[Received] = set()
+        self._closed_early: set[Received] = set()
         self._handled: OrderedDict[str, None] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
         self._stopping = False
@@ -261,15 +263,19 @@ class Receiver:
 
     def conclude(self, received: Received, outcome: Outcome | None) -> None:
         """Take a worker's verdict on a message; None when it is settled elsewhere."""
-        if self._lanes is not None and (key := _key(received)) is not None:
-            self._conclude_in_lane(self._lanes, key, outcome)
         if outcome is not None:
             self._settler.add(outcome)
-            if self._lanes is not None and key is not None and _closes_lane(outcome):
-                self._give_back(self._lanes.close(key))
+        if self._lanes is not None and (key := _key(received)) is not None:
+            self._conclude_in_lane(self._lanes, key, received, outcome)
 
-    def _conclude_in_lane(self, lanes: Lanes, key: str, outcome: Outcome | None) -> None:
-        if (outcome is None or type(outcome) is Ack) and not lanes.is_closing(key):
+    def _conclude_in_lane(self, lanes: Lanes, key: str, received: Received, outcome: Outcome | None) -> None:
+        if outcome is not None and _closes_lane(outcome):
+            self._give_back(lanes.close(key))
+        elif type(outcome) is DeadLetter:
+            self._burying.add(received)  # the key goes on once the dead letter is safe
+        elif received in self._closed_early:
+            self._closed_early.discard(received)
+        else:
             self._next_in_lane(lanes, key)
 
     def _next_in_lane(self, lanes: Lanes, key: str) -> None:
@@ -283,6 +289,7 @@ class Receiver:
         outcomes: list[Outcome] = [outcome]
         key = _key(outcome.received)
         if self._lanes is not None and key is not None and _closes_lane(outcome):
+            self._closed_early.add(outcome.received)
             outcomes += [Nack(behind, counted=False) for behind in self._lanes.close(key)]
         await self._settler.now(outcomes)
 
@@ -304,15 +311,16 @@ class Receiver:
             if len(self._handled) > _REMEMBERED:
                 self._handled.popitem(last=False)
         if self._lanes is not None and type(outcome) is not Ack and (key := _key(received)) is not None:
-            self._settled_in_lane(self._lanes, key, outcome)
+            self._settled_in_lane(self._lanes, key, received)
         if not self._room.is_set() and self.limits.prefetch - len(self._live) >= self.limits.refill:
             self._room.set()
 
-    def _settled_in_lane(self, lanes: Lanes, key: str, outcome: Outcome) -> None:
-        if lanes.is_closing(key):
-            self._give_back(lanes.returned(key))
-        elif isinstance(outcome, DeadLetter) and not self._stopping:
+    def _settled_in_lane(self, lanes: Lanes, key: str, received: Received) -> None:
+        if received in self._burying:
+            self._burying.discard(received)
             self._next_in_lane(lanes, key)
+        elif lanes.is_closing(key):
+            self._give_back(lanes.returned(key))
 
     def _give_back(self, messages: list[Received]) -> None:
         for received in messages:

@@ -138,13 +138,19 @@ class BatchWorker(Worker):
     async def _collect(self) -> list[Received]:
         """Take up to a batch of messages; wait a little for it to fill once there is one."""
         ready, limits = self._receiver.ready, self._receiver.limits
-        while not ready:
-            await self._receiver.wait_for_work()
-        if len(ready) < limits.batch:
-            try:
-                async with asyncio.timeout(limits.batch_wait):
-                    while len(ready) < limits.batch:
-                        await self._receiver.wait_for_work()
-            except TimeoutError:
-                pass  # a short batch is a batch
-        return [ready.popleft() for _ in range(min(len(ready), limits.batch))]
+        while True:
+            while not ready:
+                await self._receiver.wait_for_work()
+            if len(ready) < limits.batch:
+                await self._wait_for_more()
+            if ready:  # another worker may have taken them meanwhile
+                return [ready.popleft() for _ in range(min(len(ready), limits.batch))]
+
+    async def _wait_for_more(self) -> None:
+        ready, limits = self._receiver.ready, self._receiver.limits
+        try:
+            async with asyncio.timeout(limits.batch_wait):
+                while len(ready) < limits.batch:
+                    await self._receiver.wait_for_work()
+        except TimeoutError:
+            pass  # a short batch is a batch

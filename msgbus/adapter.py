@@ -417,7 +417,8 @@ class Adapter(ABC):
 
         Returns:
             For each message, in order, None (confirmed: durable as far as the broker promises) or that message's
-            own error. An error with ``retryable`` set is retried by the core with the same id.
+            own error: a `NotSent` only where the broker certainly does not have it, a `ConfirmLost` where that is
+            unknown. An error with ``retryable`` set is retried by the core with the same id.
 
         Raises:
             BrokerUnavailable: No message of the batch was sent.
@@ -457,7 +458,7 @@ class Subscription(ABC):
         """Return between 1 and *limit* messages as soon as there are any, or none after *wait* seconds.
 
         Called by one task at a time. Cancelling it loses nothing: what arrived is returned by the next call, or
-        becomes available to others.
+        becomes available to others. What it returns after a `settle` call has returned reflects that call.
 
         On a keyed address several messages of one key may be returned, in order; while any of them is unsettled
         the key's later messages go to no other subscription.

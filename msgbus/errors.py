@@ -24,6 +24,7 @@
     │   │   ├── Unroutable            nothing at the broker takes it
     │   │   │   └── NoResponders      nobody answers requests on that channel
     │   │   └── PublishRejected       the broker refused it (full, not allowed)
+    │   ├── ConfirmLost               the connection broke before the answer: tried again  (retryable)
     │   ├── PublishTimeout            unknown whether the broker has it: publish again with the same id
     │   └── PublishFailed             some messages of send_many/publish_many failed; says which
     ├── SettleError                   an acknowledgement did not reach the broker: the message comes again
@@ -59,6 +60,7 @@ __all__ = [
     "ClaimLost",
     "ClosedError",
     "ConfigError",
+    "ConfirmLost",
     "DecodeError",
     "EncodeError",
     "HandlerError",
@@ -203,6 +205,15 @@ class PublishRejected(NotSent):
     """The broker refused the message: a full queue, or a policy."""
 
 
+class ConfirmLost(PublishError):
+    """The connection broke before the broker had answered, so it is unknown whether it has the message.
+
+    What an adapter returns for such a message; the core publishes it again with the same id until the timeout.
+    """
+
+    retryable = True
+
+
 class PublishTimeout(PublishError):
     """No confirmation arrived in time, so it is unknown whether the broker has the message.
 
@@ -218,7 +229,7 @@ class PublishFailed(PublishError):
         total: How many messages there were.
     """
 
-    def __init__(self, failures: Mapping[int, PublishError], total: int) -> None:
+    def __init__(self, failures: Mapping[int, MsgbusError], total: int) -> None:
         self.failures = dict(failures)
         self.total = total
         first = next(iter(self.failures))
