@@ -1,1 +1,60 @@
-"""One Python API for queues, pub-sub and request-reply, with the same delivery guarantees on every broker."""
+"""One Python API for queues, pub-sub and request-reply, with the same delivery guarantees on every broker.
+
+Channels are values: a `Queue` (one consumer handles each message), a `Topic` (every group gets each message) and a
+`RequestReply` (each message is answered). A `Bus` publishes to them and runs the handlers registered with `Bus.on`.
+The broker is chosen by ``MSGBUS_URL``; what holds does not depend on it:
+
+* what was published is confirmed,
+* every message is handled at least once,
+* what keeps failing is dead-lettered with its reason,
+* what arrives twice is handled once, where a handler asks for it.
+"""
+
+from __future__ import annotations
+
+from msgbus._backoff import Retry
+from msgbus._bus import Bus
+from msgbus._channel import Channel, Queue, RequestReply, Topic
+from msgbus._codec import Codec, JSONCodec
+from msgbus._dead_letters import DeadLetterBox, DeadMessage
+from msgbus._delivery import Delivery
+from msgbus._failure import DeadReason, Report
+from msgbus._idempotency import Idempotency
+from msgbus._message import Message
+from msgbus._session import HealthReport
+from msgbus._sync import SyncBus
+from msgbus._typing import ManyOptions, PublishOptions
+from msgbus._url import BusURL
+from msgbus._version import __version__
+from msgbus.adapter import Provision, Stats
+from msgbus.errors import BatchFailed, MsgbusError, Reject, RetryAfter
+
+__all__ = [
+    "BatchFailed",
+    "Bus",
+    "BusURL",
+    "Channel",
+    "Codec",
+    "DeadLetterBox",
+    "DeadMessage",
+    "DeadReason",
+    "Delivery",
+    "HealthReport",
+    "Idempotency",
+    "JSONCodec",
+    "ManyOptions",
+    "Message",
+    "MsgbusError",
+    "Provision",
+    "PublishOptions",
+    "Queue",
+    "Reject",
+    "Report",
+    "RequestReply",
+    "Retry",
+    "RetryAfter",
+    "Stats",
+    "SyncBus",
+    "Topic",
+    "__version__",
+]

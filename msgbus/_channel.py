@@ -102,17 +102,31 @@ class Queue(Channel[T]):
 
     @overload
     def __init__(
-        self: Queue[dict[str, Any]], name: str, *, key: Key = ..., codec: Codec | None = ...,
+        self: Queue[dict[str, Any]],
+        name: str,
+        *,
+        key: Key = ...,
+        codec: Codec | None = ...,
         native: Mapping[str, Any] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self, name: str, payload: type[T], *, key: Key = ..., codec: Codec | None = ...,
+        self,
+        name: str,
+        payload: type[T],
+        *,
+        key: Key = ...,
+        codec: Codec | None = ...,
         native: Mapping[str, Any] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: Queue[Any], name: str, payload: UnionType, *, key: Key = ..., codec: Codec | None = ...,
+        self: Queue[Any],
+        name: str,
+        payload: UnionType,
+        *,
+        key: Key = ...,
+        codec: Codec | None = ...,
         native: Mapping[str, Any] | None = ...,
     ) -> None: ...
     def __init__(self, name: str, payload: Any = dict, **options: Any) -> None:
@@ -130,17 +144,31 @@ class Topic(Channel[T]):
 
     @overload
     def __init__(
-        self: Topic[dict[str, Any]], name: str, *, key: Key = ..., codec: Codec | None = ...,
+        self: Topic[dict[str, Any]],
+        name: str,
+        *,
+        key: Key = ...,
+        codec: Codec | None = ...,
         native: Mapping[str, Any] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self, name: str, payload: type[T], *, key: Key = ..., codec: Codec | None = ...,
+        self,
+        name: str,
+        payload: type[T],
+        *,
+        key: Key = ...,
+        codec: Codec | None = ...,
         native: Mapping[str, Any] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: Topic[Any], name: str, payload: UnionType, *, key: Key = ..., codec: Codec | None = ...,
+        self: Topic[Any],
+        name: str,
+        payload: UnionType,
+        *,
+        key: Key = ...,
+        codec: Codec | None = ...,
         native: Mapping[str, Any] | None = ...,
     ) -> None: ...
     def __init__(self, name: str, payload: Any = dict, **options: Any) -> None:
@@ -178,7 +206,7 @@ class RequestReply(Channel[Q], Generic[Q, R]):
         self.reply = reply
         self.reply_codec = codec or codec_for(reply)
         self.encode_reply: Encode = self.reply_codec.encoder(reply)
-        self.decode_reply = cast(Callable[[bytes], R], self.reply_codec.decoder(reply))
+        self.decode_reply = cast("Callable[[bytes], R]", self.reply_codec.decoder(reply))
 
 
 def _members(payload: Any) -> tuple[Any, ...]:

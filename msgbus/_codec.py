@@ -39,7 +39,7 @@ class JSONCodec:
     def encoder(self, payload_type: Any) -> Encode:
         """Compile an encoder; a payload that does not fit *payload_type* raises `EncodeError`."""
         adapter = _type_adapter(payload_type)
-        to_json = adapter.serializer.to_json
+        to_json: Callable[..., bytes] = adapter.serializer.to_json
         # A class instance was validated when it was made; a dict claims nothing until it is checked.
         check = isinstance if isinstance(payload_type, type) and not _is_typed_dict(payload_type) else None
         validate = adapter.validator.validate_python
@@ -76,7 +76,7 @@ class _TextCodec:
 
     content_type = "text/plain; charset=utf-8"
 
-    def encoder(self, payload_type: Any) -> Encode:  # noqa: ARG002 - the protocol's signature
+    def encoder(self, payload_type: Any) -> Encode:
         def encode(payload: str) -> bytes:
             if not isinstance(payload, str):
                 raise EncodeError(f"expected str, got {type(payload).__name__}")
@@ -87,7 +87,7 @@ class _TextCodec:
 
         return encode
 
-    def decoder(self, payload_type: Any) -> Decode:  # noqa: ARG002 - the protocol's signature
+    def decoder(self, payload_type: Any) -> Decode:
         def decode(body: bytes) -> str:
             try:
                 return body.decode()
@@ -102,7 +102,7 @@ class _BytesCodec:
 
     content_type = "application/octet-stream"
 
-    def encoder(self, payload_type: Any) -> Encode:  # noqa: ARG002 - the protocol's signature
+    def encoder(self, payload_type: Any) -> Encode:
         def encode(payload: bytes) -> bytes:
             if not isinstance(payload, bytes | bytearray | memoryview):
                 raise EncodeError(f"expected bytes, got {type(payload).__name__}")
@@ -110,7 +110,7 @@ class _BytesCodec:
 
         return encode
 
-    def decoder(self, payload_type: Any) -> Decode:  # noqa: ARG002 - the protocol's signature
+    def decoder(self, payload_type: Any) -> Decode:
         return bytes
 
 

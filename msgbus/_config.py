@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -47,6 +48,11 @@ class Settings:
     drain_timeout: float = 30.0
     idempotency_url: BusURL | None = None
     topology: Provision = Provision.CREATE
+
+    @property
+    def service_word(self) -> str:
+        """The service as one word of a channel name."""
+        return re.sub(r"[^A-Za-z0-9_-]", "-", self.service)
 
 
 _NAMES = frozenset(Settings.__dataclass_fields__)

@@ -108,19 +108,23 @@ class Delivery(Generic[T]):
 
 
 class Controls:
-    """What a delivery can do to its message: given to it by the receiver, so that neither imports the other."""
+    """What a delivery can do to its message: given to it by the receiver, so that neither imports the other.
+
+    Args:
+        settle: Settles now and waits for the broker; None where deliveries cannot settle themselves.
+        extend: Renews a message's lease.
+    """
 
     __slots__ = ("dead_letter", "extend", "retry_headers", "settle")
+
+    dead_letter: Callable[[Received, BaseException], Outcome]
+    retry_headers: Callable[[Received], dict[str, str]]
 
     def __init__(
         self,
         *,
         settle: Callable[[Outcome], Awaitable[None]] | None,
         extend: Callable[[Received, float], Awaitable[None]],
-        retry_headers: Callable[[Received], dict[str, str]],
-        dead_letter: Callable[[Received, BaseException], Outcome],
     ) -> None:
         self.settle = settle
         self.extend = extend
-        self.retry_headers = retry_headers
-        self.dead_letter = dead_letter

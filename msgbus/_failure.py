@@ -15,7 +15,7 @@ from msgbus._backoff import Retry
 from msgbus._message import ATTEMPTS, DEAD, TIME, format_time
 from msgbus._time import Clock
 from msgbus._url import scrub
-from msgbus.adapter import DeadLetter, Nack, Outcome, Received, Source
+from msgbus.adapter import DeadLetter, Nack, Received, Source
 from msgbus.errors import DecodeError, PayloadMismatch, Reject, RetryAfter
 
 __all__ = ["DeadReason", "Expired", "Failures", "Report", "UnknownType", "attempt_of", "read_report"]
@@ -46,7 +46,7 @@ class DeadReason(StrEnum):
     """Its idempotency key was used before with another payload."""
 
 
-class Expired(Exception):  # noqa: N818 - a reason, not an error anybody catches
+class Expired(Exception):
     """The message's time is over."""
 
 
@@ -54,7 +54,7 @@ class UnknownType(DecodeError):
     """No handler takes the message's type."""
 
 
-class Crashed(Exception):  # noqa: N818 - a reason, not an error anybody catches
+class Crashed(Exception):
     """The message's consumers died."""
 
 
@@ -100,7 +100,7 @@ def read_report(headers: Mapping[str, str]) -> Report:
 def attempt_of(received: Received) -> int:
     """Return which attempt this delivery is: those made before this copy was published, and the broker's count."""
     before = received.headers.get(ATTEMPTS)
-    count = received.deliveries if received.deliveries > 1 else 1
+    count = max(1, received.deliveries)
     return count + int(before) if before is not None and before.isdecimal() and len(before) < 10 else count
 
 
@@ -123,7 +123,7 @@ class Failures:
         self._clock = clock
         self._host = platform.node()
 
-    def decide(self, received: Received, error: BaseException, attempt: int) -> Outcome:
+    def decide(self, received: Received, error: BaseException, attempt: int) -> Nack | DeadLetter:
         """Return another attempt, or the dead letter."""
         if isinstance(error, Reject):
             return self.dead_letter(received, error, attempt, DeadReason.REJECTED)

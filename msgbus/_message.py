@@ -122,9 +122,7 @@ class Message:
             time=parse_time(get(TIME)),
             content_type=get(CONTENT_TYPE) or "",
             key=key if key is not None else get(KEY),
-            headers=MappingProxyType(
-                {k: v for k, v in wire.items() if k not in _OWN and not k.startswith("msgbus-")}
-            ),
+            headers=MappingProxyType({k: v for k, v in wire.items() if k not in _OWN and not k.startswith("msgbus-")}),
             correlation_id=get(CORRELATION_ID),
             causation_id=get(CAUSATION_ID),
             reply_to=get(REPLY_TO),

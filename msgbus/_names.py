@@ -47,8 +47,10 @@ def is_pattern(name: str) -> bool:
 
 def pattern_regex(pattern: str) -> str:
     """Return the regular expression that matches the same names as *pattern*."""
-    words = (_WORD if word == "*" else rf"{_WORD}(\.{_WORD})*" if word == "#" else re.escape(word)
-             for word in pattern.split("."))
+    words = (
+        _WORD if word == "*" else rf"{_WORD}(\.{_WORD})*" if word == "#" else re.escape(word)
+        for word in pattern.split(".")
+    )
     return r"\.".join(words)
 
 

@@ -102,7 +102,7 @@ def _arrangement(roles: list[str]) -> Callable[..., tuple[Any, ...]] | None:
         case ["delivery"]:
             return lambda _, delivery: (delivery,)
         case _:
-            pick = {
+            pick: dict[str, Callable[[Any, Any], Any]] = {
                 "payload": lambda payload, _: payload,
                 "delivery": lambda _, delivery: delivery,
                 "message": lambda _, delivery: delivery.message,
@@ -127,9 +127,7 @@ def _parameters(handler: Callable[..., Any]) -> list[inspect.Parameter]:
     return found
 
 
-def _hints(
-    handler: Callable[..., Any], parameters: list[inspect.Parameter], channel: Channel[Any]
-) -> dict[str, Any]:
+def _hints(handler: Callable[..., Any], parameters: list[inspect.Parameter], channel: Channel[Any]) -> dict[str, Any]:
     target: Any = handler
     while isinstance(target, partial):
         target = target.func

@@ -93,9 +93,7 @@ def parse_options(url: BusURL, options: type[Options]) -> Options:
     values: dict[str, Any] = {}
     for name, text in url.query:
         if name not in known:
-            raise ConfigError(
-                f"{url.scheme}:// has no option {name!r}; it knows: {', '.join(sorted(known)) or 'none'}"
-            )
+            raise ConfigError(f"{url.scheme}:// has no option {name!r}; it knows: {', '.join(sorted(known)) or 'none'}")
         try:
             values[name] = _convert(text, hints[name])
         except ValueError as exc:

@@ -491,4 +491,3 @@ class Subscription(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Stop consuming. What is unsettled becomes available to others at once. Idempotent."""
-

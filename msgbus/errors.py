@@ -287,7 +287,7 @@ class PayloadMismatch(StoreError):
     """The same idempotency key was used before with another payload."""
 
 
-class HandlerSignal(Exception):  # noqa: N818 - a signal to the bus, not an error of it
+class HandlerSignal(Exception):
     """The root of what a handler raises to say what is to happen to its message."""
 
 

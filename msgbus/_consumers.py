@@ -1,0 +1,156 @@
+"""Wiring: from registrations to running receivers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from msgbus._channel import RequestReply
+from msgbus._config import Settings
+from msgbus._connections import Connection
+from msgbus._delivery import Controls
+from msgbus._dispatch import ConsumeMiddleware, Dispatcher, Rules
+from msgbus._dispatch_batch import BatchDispatcher
+from msgbus._failure import attempt_of
+from msgbus._idempotency import Guard, StoreCalls
+from msgbus._receiver import Limits, Receiver
+from msgbus._registration import Registration
+from msgbus._requests import Replier
+from msgbus._time import Clock
+from msgbus._worker import Handles
+from msgbus.adapter import SubscribeOptions
+from msgbus.errors import HandlerError, UnsupportedFeature
+
+__all__ = ["check_registration", "start_receiver"]
+
+_LEAST_PREFETCH = 64
+"""Small numbers leave the broker's batches half empty; large ones let one process sit on others' work."""
+
+
+def limits_for(registration: Registration, settings: Settings) -> Limits:
+    """Return how much a subscription does at once."""
+    options = registration.options
+    concurrency = options.concurrency or settings.concurrency
+    needed = concurrency * max(1, options.batch)
+    prefetch = options.prefetch or settings.prefetch or max(_LEAST_PREFETCH, 4 * concurrency, 2 * needed)
+    if prefetch < needed:
+        raise HandlerError(
+            f"{registration.label}: prefetch={prefetch} cannot feed concurrency={concurrency}"
+            + (f" batches of {options.batch}" if options.batch else "")
+            + f"; it must be at least {needed}"
+        )
+    return Limits(
+        concurrency=concurrency,
+        prefetch=prefetch,
+        lease=settings.lease,
+        timeout=options.timeout,
+        batch=options.batch,
+        batch_wait=options.batch_wait,
+    )
+
+
+def check_registration(registration: Registration, connection: Connection, settings: Settings) -> None:
+    """Refuse at start what the adapter cannot do.
+
+    Raises:
+        UnsupportedFeature: Names the adapter and the capability.
+        HandlerError: The options contradict each other.
+    """
+    limits_for(registration, settings)
+    capabilities, name = connection.adapter.capabilities, connection.adapter.name
+    options = registration.options
+    if options.park and not capabilities.park_keys:
+        raise UnsupportedFeature(name, "park_keys", f"use {registration.label} without park=True")
+    if options.start is not None and not capabilities.replay:
+        raise UnsupportedFeature(name, "replay", f"use {registration.label} without start=")
+    if options.retry.attempts > 1 and capabilities.max_delay <= 0:
+        raise UnsupportedFeature(name, "max_delay", f"use {registration.label} with Retry(attempts=1)")
+
+
+async def start_receiver(
+    registration: Registration,
+    connection: Connection,
+    settings: Settings,
+    *,
+    clock: Clock,
+    calls: StoreCalls | None,
+    middleware: Sequence[ConsumeMiddleware],
+    on_crash: Callable[[BaseException], None],
+) -> Receiver:
+    """Subscribe and start handling."""
+    source = registration.source(settings.namespace)
+    limits = limits_for(registration, settings)
+    adapter = connection.adapter
+    subscription = await adapter.subscribe(
+        source,
+        SubscribeOptions(prefetch=limits.prefetch, lease=limits.lease, start=registration.options.start),
+    )
+    receiver = Receiver(subscription, source, limits, capabilities=adapter.capabilities, clock=clock, on_crash=on_crash)
+    guard = None
+    if registration.options.idempotent is not None and calls is not None:
+        guard = Guard(registration.options.idempotent, calls, f"{source.address.name}|{source.group}")
+    handler = _handler(registration, connection, settings, receiver, guard, clock, middleware)
+    receiver.start(handler, also=_heartbeat(guard, clock) if guard else None)
+    return receiver
+
+
+def _handler(
+    registration: Registration,
+    connection: Connection,
+    settings: Settings,
+    receiver: Receiver,
+    guard: Guard | None,
+    clock: Clock,
+    middleware: Sequence[ConsumeMiddleware],
+) -> Handles:
+    channel, options = registration.channel, registration.options
+    controls = _controls(receiver, single=not options.batch)
+    responder = None
+    if isinstance(channel, RequestReply):
+        responder = Replier(
+            channel, connection.publisher, service=settings.service, clock=clock, settle=receiver.settle_later
+        )
+    dispatcher = Dispatcher(
+        receiver.source,
+        channel,
+        registration.plans,
+        Rules(retry=options.retry, unknown=options.unknown, park=options.park),
+        namespace=settings.namespace,
+        capabilities=connection.adapter.capabilities,
+        clock=clock,
+        in_thread=receiver.in_thread,
+        controls=controls,
+        middleware=middleware,
+        guard=guard,
+        responder=responder,
+    )
+    controls.dead_letter = lambda received, error: dispatcher.failures.dead_letter(
+        received, error, attempt_of(received)
+    )
+    controls.retry_headers = dispatcher.failures.retry_headers
+    if not options.batch:
+        return dispatcher
+    plan = registration.plans[0]
+    caller = plan.caller(receiver.in_thread)
+    return BatchDispatcher(
+        dispatcher,
+        lambda items: caller(items, items),
+        deliveries=plan.wants_delivery,
+        controls=controls,
+        guard=guard,
+    )
+
+
+def _controls(receiver: Receiver, *, single: bool) -> Controls:
+    return Controls(settle=receiver.settle_now if single else None, extend=receiver.extend)
+
+
+async def _heartbeat(guard: Guard, clock: Clock) -> None:
+    while True:
+        await clock.sleep(guard.heartbeat)
+        await guard.extend()
+
+
+async def drain_all(receivers: Sequence[Receiver], timeout: float) -> None:
+    """Drain receivers side by side."""
+    await asyncio.gather(*(receiver.drain(timeout) for receiver in receivers))

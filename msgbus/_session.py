@@ -1,0 +1,236 @@
+"""What exists while a bus is open: its connections, its idempotency store, its running handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgbus._channel import Channel
+from msgbus._config import Settings
+from msgbus._connections import Connection, Connections
+from msgbus._consumers import check_registration, drain_all, start_receiver
+from msgbus._dispatch import ConsumeMiddleware
+from msgbus._idempotency import StoreCalls
+from msgbus._names import check_name
+from msgbus._publisher import Encoder, PublishMiddleware
+from msgbus._receiver import Receiver
+from msgbus._registration import Registration
+from msgbus._registry import has_store, store_class
+from msgbus._time import Clock
+from msgbus.adapter import AdapterConfig, Address, Health, Kind, Outgoing, Source
+from msgbus.errors import ChannelError, ConfigError, DecodeError, EncodeError, HandlerError, MsgbusError, StoreError
+
+__all__ = ["HealthReport", "Session"]
+
+_PURGE_EVERY = 60.0
+_PURGE_BATCH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """Whether a bus works.
+
+    Attributes:
+        ok: True when every broker is reachable and every running subscription is receiving.
+        brokers: Each broker's health, by its URL (credentials masked).
+        subscriptions: Whether each running subscription is receiving, by ``channel`` or ``channel@group``.
+    """
+
+    ok: bool
+    brokers: Mapping[str, Health]
+    subscriptions: Mapping[str, bool]
+
+
+class Session:
+    """One opening of a bus.
+
+    Args:
+        settings: The bus's settings.
+        clock: The bus's clock.
+        instance: Unique to this session.
+        publish_middleware: Around each publish.
+        consume_middleware: Around each handler call.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        instance: str,
+        publish_middleware: Sequence[PublishMiddleware],
+        consume_middleware: Sequence[ConsumeMiddleware],
+    ) -> None:
+        self.settings = settings
+        self.encode = Encoder(settings.service, clock)
+        self.crashed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.receivers: dict[str, Receiver] = {}
+        self._clock = clock
+        self._config = AdapterConfig(
+            clock=clock, service=settings.service, instance=instance, provision=settings.topology
+        )
+        self._consume_middleware = consume_middleware
+        self._connections = Connections(settings, self._config, publish_middleware, self._crash)
+        self._targets: dict[Channel[Any], tuple[Connection, Address]] = {}
+        self._calls: StoreCalls | None = None
+        self._purger: asyncio.Task[None] | None = None
+
+    async def open(self, registrations: Sequence[Registration]) -> None:
+        """Connect, and declare what the handlers consume."""
+        await self._connections.open_default()
+        for registration in registrations:
+            connection = await self._connections.get(registration.channel.name)
+            check_registration(registration, connection, self.settings)
+            await connection.declare(sources=[registration.source(self.settings.namespace)])
+        if any(r.options.idempotent for r in registrations):
+            await self._open_store()
+
+    async def start(self, registrations: Sequence[Registration], *, only: frozenset[str]) -> None:
+        """Start the handlers that do not run yet."""
+        if unknown := only - {r.channel.name for r in registrations}:
+            raise HandlerError(f"no handler is registered for {', '.join(sorted(unknown))}")
+        for registration in registrations:
+            if registration.label in self.receivers or (only and registration.channel.name not in only):
+                continue
+            self.receivers[registration.label] = await start_receiver(
+                registration,
+                await self._connections.get(registration.channel.name),
+                self.settings,
+                clock=self._clock,
+                calls=self._calls,
+                middleware=self._consume_middleware,
+                on_crash=self._crash,
+            )
+
+    async def drain(self, timeout: float) -> None:
+        """Stop the handlers."""
+        receivers = list(self.receivers.values())
+        await drain_all(receivers, timeout)
+        self.receivers.clear()
+
+    def hurry(self) -> None:
+        """Make a drain that is under way cancel the handlers now."""
+        for receiver in self.receivers.values():
+            receiver.hurry()
+
+    async def aclose(self) -> None:
+        """Drain, and close everything, even when some of it fails."""
+        try:
+            await self.drain(self.settings.drain_timeout)
+        finally:
+            if self._purger is not None:
+                self._purger.cancel()
+                await asyncio.wait([self._purger])
+            if self._calls is not None:
+                await self._calls.aclose()
+            await self._connections.aclose()
+            self.crashed.cancel()
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    async def publish(self, channel: Channel[Any], payload: Any, options: Mapping[str, Any]) -> None:
+        """Publish one message."""
+        connection, address = self._targets.get(channel) or await self._target(channel)
+        await connection.publisher.publish(self.encode(channel, address, payload, **options))
+
+    async def publish_many(
+        self, channel: Channel[Any], payloads: Iterable[Any] | AsyncIterable[Any], options: Mapping[str, Any]
+    ) -> int:
+        """Publish many messages; return how many."""
+        connection, address = self._targets.get(channel) or await self._target(channel)
+
+        async def outgoing() -> AsyncIterator[Outgoing | MsgbusError]:
+            async for payload in _iterate(payloads):
+                try:
+                    yield self.encode(channel, address, payload, **options)
+                except EncodeError as exc:
+                    yield exc
+
+        return await connection.publisher.publish_many(outgoing())
+
+    async def request(self, channel: Any, payload: Any, timeout: float, options: Mapping[str, Any]) -> Any:
+        """Send a request; return the decoded answer."""
+        if refused := {"delay", "expires", "correlation_id"} & options.keys():
+            raise EncodeError(f"a request takes no {min(refused)}=: it is answered within its timeout or not")
+        connection, address = self._targets.get(channel) or await self._target(channel)
+        outgoing = self.encode(channel, address, payload, expires=timeout, **options)
+        answer = await connection.requester.request(outgoing, timeout)
+        try:
+            return channel.decode_reply(answer.body)
+        except DecodeError as exc:
+            raise DecodeError(f"the answer of {channel!r} does not fit: {exc}") from exc
+
+    async def _target(self, channel: Channel[Any]) -> tuple[Connection, Address]:
+        connection = await self._connections.get(channel.name)
+        address = channel.address(self.settings.namespace)
+        await connection.declare(addresses=[address])
+        target = self._targets[channel] = (connection, address)
+        return target
+
+    # -- looking after it ---------------------------------------------------------------------------------------
+
+    async def source(self, channel: Channel[Any] | str, group: str | None) -> tuple[Connection, Source]:
+        """Return where a subscription is."""
+        if isinstance(channel, str):
+            name = check_name(channel, "channel", pattern=group is not None)
+            kind = Kind.TOPIC if group is not None else Kind.QUEUE
+            prefixed = f"{self.settings.namespace}.{name}" if self.settings.namespace else name
+            return await self._connections.get(name), Source(Address(kind, prefixed), group or "")
+        if (channel.kind is Kind.TOPIC) != (group is not None):
+            raise ChannelError(f"{channel!r} {'needs' if group is None else 'has no'} group=")
+        return await self._connections.get(channel.name), Source(channel.address(self.settings.namespace), group or "")
+
+    def health(self) -> HealthReport:
+        """Return whether all works."""
+        brokers = {str(c.adapter.url): c.adapter.health for c in self._connections}
+        subscriptions = {label: receiver.healthy for label, receiver in self.receivers.items()}
+        ok = all(health.ok for health in brokers.values()) and all(subscriptions.values())
+        return HealthReport(ok and not self.crashed.done(), brokers, subscriptions)
+
+    async def raw(self, channel: Channel[Any] | None) -> Any:
+        """Return the client library's own connection."""
+        if channel is None:
+            return (await self._connections.open_default()).adapter.raw
+        return (await self._connections.get(channel.name)).adapter.raw
+
+    # -- idempotency --------------------------------------------------------------------------------------------
+
+    async def _open_store(self) -> None:
+        url = self.settings.idempotency_url
+        if url is None and has_store(self.settings.url):
+            url = self.settings.url
+        if url is None:
+            raise ConfigError(
+                "a handler is idempotent, but there is no store to remember what was handled: set "
+                "MSGBUS_IDEMPOTENCY_URL (for example redis://localhost:6379 or sqlite:///handled.db)"
+            )
+        store = store_class(url)(url, self._config)
+        await store.open()
+        self._calls = StoreCalls(store)
+        self._purger = asyncio.create_task(self._purge())
+
+    async def _purge(self) -> None:
+        """Delete expired records in small batches, so that nobody has to."""
+        assert self._calls is not None
+        while True:
+            try:
+                deleted = await self._calls.store.purge(_PURGE_BATCH)
+            except StoreError:
+                deleted = 0  # the store is away; claims report that, and the next round tries again
+            if deleted < _PURGE_BATCH:
+                await self._clock.sleep(_PURGE_EVERY)
+
+    def _crash(self, error: BaseException) -> None:
+        if not self.crashed.done():
+            self.crashed.set_exception(error)
+            self.crashed.exception()  # seen: whoever waits for it raises it, and health tells
+
+
+async def _iterate(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
