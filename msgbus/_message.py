@@ -24,7 +24,7 @@ and a message without a single header is consumed like any other.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -157,7 +157,7 @@ class Message:
 
 def new_id() -> str:
     """Return a new message id: 128 random bits in hexadecimal (safe across forks, unlike a counter)."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def format_time(time: datetime) -> str:

@@ -63,6 +63,17 @@ class Encoder:
     def __init__(self, service: str, clock: Clock) -> None:
         self._service = service
         self._clock = clock
+        self._millisecond = -1
+        self._time = ""
+
+    def time(self, now: float) -> str:
+        """Return *now* as text, to the millisecond; formatting is dear, and a batch shares it."""
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
+            self._time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return self._time
 
     def __call__(
         self,
@@ -86,7 +97,7 @@ class Encoder:
         message_id = wire[ID] = new_id() if id is None else _text("id", id)
         wire[TYPE] = kind
         wire[SOURCE] = self._service
-        wire[TIME] = datetime.fromtimestamp(now, UTC).isoformat()
+        wire[TIME] = self.time(now)
         wire[CONTENT_TYPE] = channel.codec.content_type
         if key is None and channel.key_of is not None:
             key = channel.key_of(payload)

@@ -1,0 +1,228 @@
+"""`make bench-core`: what msgbus itself costs per message, and what the embedded brokers carry.
+
+Dispatch is measured without a broker: a subscription that hands out ready-made messages and takes their outcomes.
+What remains between its time and that of decoding and calling the handler in a bare loop is ours.
+
+Usage: python tests/bench/core.py [--rounds N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter
+
+from msgbus import Bus, Queue
+from msgbus._config import load_settings
+from msgbus._connections import Connection
+from msgbus._consumers import start_receiver
+from msgbus._publisher import Publisher
+from msgbus._requests import Requester
+from msgbus._time import SystemClock
+from msgbus.adapter import (
+    Adapter,
+    AdapterConfig,
+    BusURL,
+    Capabilities,
+    Outcome,
+    Received,
+    SettleError,
+    Stats,
+    SubscribeOptions,
+    Subscription,
+    Topology,
+)
+
+BODY_BYTES = 512
+
+
+class Item(BaseModel):
+    number: int
+    text: str
+
+
+queue = Queue("bench", Item)
+
+
+def payload(number: int) -> Item:
+    return Item(number=number, text="x" * (BODY_BYTES - 30))
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    unit: str
+    median: float
+    spread: float
+    target: str
+
+
+class _Feed(Subscription):
+    """Hands out prepared messages; takes outcomes and does nothing with them."""
+
+    def __init__(self, messages: list[Received]) -> None:
+        self._messages = messages
+        self.left = len(messages)
+        self.done = asyncio.Event()
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Received]:
+        if not self._messages:
+            await asyncio.sleep(wait)
+        batch, self._messages = self._messages[:limit], self._messages[limit:]
+        return batch
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
+        self.left -= len(outcomes)
+        if not self.left:
+            self.done.set()
+        return [None] * len(outcomes)
+
+    async def aclose(self) -> None: ...
+
+
+class _FeedAdapter(Adapter):
+    name = "feed"
+    capabilities = Capabilities(delivery_count="exact", max_delay=1e9, max_body=1 << 30)
+
+    def __init__(self, feed: _Feed) -> None:
+        super().__init__(BusURL("feed"), AdapterConfig())
+        self._feed = feed
+
+    async def open(self) -> None: ...
+    async def declare(self, topology: Topology) -> None: ...
+    async def publish(self, batch: Sequence[object]) -> list[None]:
+        return [None] * len(batch)
+
+    async def subscribe(self, source: object, options: SubscribeOptions) -> Subscription:
+        return self._feed
+
+    async def stats(self, source: object) -> Stats:
+        return Stats()
+
+    async def aclose(self) -> None: ...
+
+
+def _received(count: int) -> list[Received]:
+    _, body = queue.encode(payload(1))
+    headers = {"ce-specversion": "1.0", "ce-id": "x", "ce-type": "Item", "ce-source": "b", "ce-time": "2026"}
+    return [Received(body, dict(headers), 1, "bench") for _ in range(count)]
+
+
+async def dispatch_us(count: int) -> float:
+    """Return our own microseconds per message: the pipeline's time less that of decoding and handling alone."""
+
+    async def handler(item: Item) -> None:
+        pass
+
+    bus = Bus("memory://")
+    bus.on(queue)(handler)
+    feed = _Feed(_received(count))
+    adapter = _FeedAdapter(feed)
+    settings, _ = load_settings(url="memory://", prefetch=1000)
+    clock = SystemClock()
+    publisher = Publisher(adapter, timeout=5, clock=clock)
+    connection = Connection(
+        adapter, publisher, Requester(adapter, publisher, "r", lease=30, on_crash=lambda _: None)
+    )
+    start = time.perf_counter()
+    receiver = await start_receiver(
+        bus.subscriptions[0], connection, settings, clock=clock, calls=None, middleware=(), on_crash=_raise
+    )
+    await feed.done.wait()
+    whole = time.perf_counter() - start
+    await receiver.drain(1)
+
+    messages = _received(count)
+    decode = TypeAdapter(Item).validator.validate_json
+    start = time.perf_counter()
+    for received in messages:
+        await handler(decode(received.body))
+    bare = time.perf_counter() - start
+    return (whole - bare) / count * 1e6
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+async def publish_rate(url: str, count: int) -> float:
+    async with Bus(url) as bus:
+        items = [payload(n) for n in range(count)]
+        start = time.perf_counter()
+        await bus.send_many(queue, items)
+        return count / (time.perf_counter() - start)
+
+
+async def end_to_end_rate(url: str, count: int) -> float:
+    """Publish in batches and handle one by one at the same time; refuses to give a figure for lost messages."""
+    bus = Bus(url, prefetch=1000)
+    seen: set[int] = set()
+    calls = 0
+    done = asyncio.Event()
+
+    @bus.on(queue)
+    async def handle(item: Item) -> None:
+        nonlocal calls
+        calls += 1
+        seen.add(item.number)
+        if len(seen) == count:
+            done.set()
+
+    async with bus:
+        await bus.start()
+        start = time.perf_counter()
+        await bus.send_many(queue, (payload(n) for n in range(count)))
+        await asyncio.wait_for(done.wait(), 120)
+        elapsed = time.perf_counter() - start
+    if calls != count:
+        sys.exit(f"{url}: {calls} calls for {count} messages")
+    return count / elapsed
+
+
+def _measure(name: str, unit: str, target: str, rounds: int, run: Callable[[], Awaitable[float]]) -> Result:
+    values = [asyncio.run(run()) for _ in range(rounds)]  # type: ignore[arg-type]
+    return Result(name, unit, statistics.median(values), max(values) - min(values), target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rounds = options.rounds
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = iter(range(1_000_000))
+
+        def sqlite() -> str:
+            return f"sqlite:///{folder}/bench{next(numbers)}.db"
+
+        cases: list[tuple[str, str, str, Callable[[], Awaitable[float]]]] = [
+            ("dispatch", "us/message", "<= 8", lambda: dispatch_us(50_000)),
+            ("memory: publish in batches", "messages/s", "", lambda: publish_rate("memory://", 50_000)),
+            ("memory: end to end", "messages/s", "", lambda: end_to_end_rate("memory://", 50_000)),
+            ("sqlite: publish in batches", "messages/s", ">= 50,000", lambda: publish_rate(sqlite(), 50_000)),
+            ("sqlite: end to end", "messages/s", ">= 20,000", lambda: end_to_end_rate(sqlite(), 50_000)),
+        ]
+        print(f"Python {platform.python_version()}, {platform.machine()}, {BODY_BYTES} B bodies, {rounds} rounds")
+        for name, unit, target, run in cases:
+            result = _measure(name, unit, target, rounds, run)
+            results.append(result)
+            spread = f"+-{result.spread / 2:,.1f}"
+            print(f"{name:28} {result.median:>12,.1f} {spread:>12} {unit:12} {target and 'target ' + target}")
+    if options.json:
+        options.json.write_text(json.dumps([vars(r) for r in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
