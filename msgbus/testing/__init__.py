@@ -1,0 +1,47 @@
+"""Tools that prove things: the contract kit for adapters and stores, a virtual clock, a bus for application tests.
+
+`AdapterContract` and `StoreContract` are test classes to subclass; their checks also run without pytest, by
+`run_contract` and ``msgbus contract URL``. Everything is imported when it is first used, so that an application that
+only wants the clock needs neither pytest nor Hypothesis.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msgbus.testing.case import Case
+    from msgbus.testing.clock import VirtualClock
+    from msgbus.testing.contract import AdapterContract, StoreContract
+    from msgbus.testing.harness import Harness, StoreHarness
+    from msgbus.testing.runner import Result, run_contract
+
+_HOMES = {
+    "AdapterContract": "contract",
+    "Case": "case",
+    "Harness": "harness",
+    "Result": "runner",
+    "StoreContract": "contract",
+    "StoreHarness": "harness",
+    "VirtualClock": "clock",
+    "run_contract": "runner",
+}
+
+__all__ = [
+    "AdapterContract",
+    "Case",
+    "Harness",
+    "Result",
+    "StoreContract",
+    "StoreHarness",
+    "VirtualClock",
+    "run_contract",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
