@@ -12,6 +12,8 @@ The broker is chosen by ``MSGBUS_URL``; what holds does not depend on it:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from msgbus._backoff import Retry
 from msgbus._bus import Bus
 from msgbus._channel import Channel, Queue, RequestReply, Topic
@@ -28,6 +30,9 @@ from msgbus._url import BusURL
 from msgbus._version import __version__
 from msgbus.adapter import Provision, Stats
 from msgbus.errors import BatchFailed, MsgbusError, Reject, RetryAfter
+
+if TYPE_CHECKING:
+    from msgbus.testing.testbus import TestBus
 
 __all__ = [
     "BatchFailed",
@@ -55,6 +60,15 @@ __all__ = [
     "RetryAfter",
     "Stats",
     "SyncBus",
+    "TestBus",
     "Topic",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TestBus":  # tests need it, programs do not: importing msgbus stays quick
+        from msgbus.testing.testbus import TestBus  # noqa: PLC0415
+
+        return TestBus
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

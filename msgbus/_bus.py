@@ -197,12 +197,25 @@ class Bus:
             UnsupportedFeature: The broker cannot do what a channel or handler needs.
             BrokerUnavailable: It cannot be reached.
         """
+        await self._enter(self._clock, self._overrides)
+        return self
+
+    async def _enter(
+        self, clock: Clock, overrides: Mapping[str, Any], on_failure: Callable[[BaseException], None] | None = None
+    ) -> Session:
         if self._session is not None:
             raise ClosedError("the bus is open already; one 'async with bus:' at a time")
-        settings, chosen = load_settings(**self._overrides)
+        settings, chosen = load_settings(**overrides)
         if not chosen:
             _log.info("MSGBUS_URL is not set: using %s", settings.url)
-        session = Session(settings, self._clock, new_id()[:12], self._publish_middleware, self._consume_middleware)
+        session = Session(
+            settings,
+            clock,
+            new_id()[:12],
+            publish_middleware=self._publish_middleware,
+            consume_middleware=self._consume_middleware,
+            on_failure=on_failure,
+        )
         self._session = session
         try:
             await session.open(self.subscriptions)
@@ -210,7 +223,7 @@ class Bus:
             self._session = None
             await session.aclose()
             raise
-        return self
+        return session
 
     async def __aexit__(self, *_: object) -> None:
         """Drain the handlers and close."""

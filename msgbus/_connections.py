@@ -60,6 +60,10 @@ class Connection:
         if address.kind is Kind.REQUEST and capabilities.requests == "none":
             raise UnsupportedFeature(name, "requests")
 
+    async def flush(self) -> None:
+        """Return when all that was published is confirmed or refused."""
+        await self.publisher.aclose()
+
     async def aclose(self) -> None:
         """Close it: answers first, then what is being published, then the adapter."""
         try:

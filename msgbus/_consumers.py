@@ -75,6 +75,7 @@ async def start_receiver(
     clock: Clock,
     calls: StoreCalls | None,
     middleware: Sequence[ConsumeMiddleware],
+    on_failure: Callable[[BaseException], None] | None,
     on_crash: Callable[[BaseException], None],
 ) -> Receiver:
     """Subscribe and start handling."""
@@ -89,7 +90,7 @@ async def start_receiver(
     guard = None
     if registration.options.idempotent is not None and calls is not None:
         guard = Guard(registration.options.idempotent, calls, f"{source.address.name}|{source.group}")
-    handler = _handler(registration, connection, settings, receiver, guard, clock, middleware)
+    handler = _handler(registration, connection, settings, receiver, guard, clock, middleware, on_failure)
     receiver.start(handler, also=_heartbeat(guard, clock) if guard else None)
     return receiver
 
@@ -102,6 +103,7 @@ def _handler(
     guard: Guard | None,
     clock: Clock,
     middleware: Sequence[ConsumeMiddleware],
+    on_failure: Callable[[BaseException], None] | None,
 ) -> Handles:
     channel, options = registration.channel, registration.options
     controls = _controls(receiver, single=not options.batch)
@@ -123,6 +125,7 @@ def _handler(
         middleware=middleware,
         guard=guard,
         responder=responder,
+        on_failure=on_failure,
     )
     controls.dead_letter = lambda received, error: dispatcher.failures.dead_letter(
         received, error, attempt_of(received)

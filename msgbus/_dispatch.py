@@ -83,6 +83,7 @@ class Dispatcher:
         middleware: Sequence[ConsumeMiddleware] = (),
         guard: Guard | None = None,
         responder: Responder | None = None,
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.failures = Failures(source, channel.name, rules.retry, park=rules.park, clock=clock)
         self._source = source
@@ -93,6 +94,7 @@ class Dispatcher:
         self._controls = controls
         self._guard = guard
         self._responder = responder
+        self._on_failure = on_failure
         slack = 0 if capabilities.delivery_count == "exact" else _GIVEN_BACK_SLACK
         self.limit = rules.retry.attempts + slack
         plain = guard is None and responder is None and not middleware
@@ -177,6 +179,8 @@ class Dispatcher:
 
     def failed(self, received: Received, error: BaseException, attempt: int) -> Outcome | None:
         """Return what becomes of a message whose handler raised *error*."""
+        if self._on_failure is not None:
+            self._on_failure(error)
         outcome = self.failures.decide(received, error, attempt)
         if isinstance(outcome, DeadLetter):
             return self._bury(outcome, error)
@@ -187,6 +191,8 @@ class Dispatcher:
         """Return what becomes of a message that no handler can be given."""
         if isinstance(error, UnknownType) and self._rules.unknown == "ignore":
             return Ack(received)
+        if self._on_failure is not None:
+            self._on_failure(error)
         return self._bury(self.failures.dead_letter(received, error, attempt), error)
 
     def crashed(self, received: Received, attempt: int) -> Outcome | None:

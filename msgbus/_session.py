@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Session:
         instance: Unique to this session.
         publish_middleware: Around each publish.
         consume_middleware: Around each handler call.
+        on_failure: Called with each exception that a message failed with.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Session:
         settings: Settings,
         clock: Clock,
         instance: str,
+        *,
         publish_middleware: Sequence[PublishMiddleware],
         consume_middleware: Sequence[ConsumeMiddleware],
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.settings = settings
         self.encode = Encoder(settings.service, clock)
@@ -71,6 +74,7 @@ class Session:
             clock=clock, service=settings.service, instance=instance, provision=settings.topology
         )
         self._consume_middleware = consume_middleware
+        self._on_failure = on_failure
         self._connections = Connections(settings, self._config, publish_middleware, self._crash)
         self._targets: dict[Channel[Any], tuple[Connection, Address]] = {}
         self._calls: StoreCalls | None = None
@@ -100,6 +104,7 @@ class Session:
                 clock=self._clock,
                 calls=self._calls,
                 middleware=self._consume_middleware,
+                on_failure=self._on_failure,
                 on_crash=self._crash,
             )
 
@@ -113,6 +118,11 @@ class Session:
         """Make a drain that is under way cancel the handlers now."""
         for receiver in self.receivers.values():
             receiver.hurry()
+
+    async def flush(self) -> None:
+        """Return when all that was published is confirmed or refused."""
+        for connection in self._connections:
+            await connection.flush()
 
     async def aclose(self) -> None:
         """Drain, and close everything, even when some of it fails."""

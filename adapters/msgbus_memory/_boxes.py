@@ -38,7 +38,7 @@ class Entry:
         "returned", "seq", "time", "turn",
     )  # fmt: skip
 
-    def __init__(self, body: bytes, headers: dict[str, str], id: str, key: str | None, channel: str) -> None:  # noqa: A002 - the message's id
+    def __init__(self, body: bytes, headers: dict[str, str], id: str, key: str | None, channel: str) -> None:
         self.body = body
         self.headers = headers
         self.id = id
@@ -274,7 +274,7 @@ class Box:
 
     # What a keyed box does otherwise:
 
-    def _append(self, entry: Entry, now: float) -> None:  # noqa: ARG002
+    def _append(self, entry: Entry, now: float) -> None:
         self._fresh.append(entry)
 
     def _put_back(self, entry: Entry, now: float) -> None:
@@ -283,20 +283,20 @@ class Box:
         else:
             heappush(self._returned, (entry.seq, entry))
 
-    def _pop(self, consumer: Consumer, now: float) -> Entry | None:  # noqa: ARG002
+    def _pop(self, consumer: Consumer, now: float) -> Entry | None:
         if self._returned and (not self._fresh or self._returned[0][0] < self._fresh[0].seq):
             return heappop(self._returned)[1]
         return self._fresh.popleft() if self._fresh else None
 
-    def _park(self, entry: Entry) -> Parking | None:  # noqa: ARG002
+    def _park(self, entry: Entry) -> Parking | None:
         return None
 
     def _waiting(self) -> Iterable[Entry]:
         yield from self._fresh
         yield from (entry for _, entry in self._returned)
 
-    def _ready(self, now: float) -> list[Entry]:  # noqa: ARG002
+    def _ready(self, now: float) -> list[Entry]:
         return list(self._waiting())
 
-    def _late(self, now: float) -> list[Entry]:  # noqa: ARG002
+    def _late(self, now: float) -> list[Entry]:
         return [entry for _, _, entry in self._delayed]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from msgbus.testing.contract import AdapterContract, StoreContract
     from msgbus.testing.harness import Harness, StoreHarness
     from msgbus.testing.runner import Result, run_contract
+    from msgbus.testing.testbus import TestBus
 
 _HOMES = {
     "AdapterContract": "contract",
@@ -24,6 +25,7 @@ _HOMES = {
     "Result": "runner",
     "StoreContract": "contract",
     "StoreHarness": "harness",
+    "TestBus": "testbus",
     "VirtualClock": "clock",
     "run_contract": "runner",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "Result",
     "StoreContract",
     "StoreHarness",
+    "TestBus",
     "VirtualClock",
     "run_contract",
 ]

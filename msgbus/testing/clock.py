@@ -61,6 +61,14 @@ class VirtualClock:
         self._now = target
         await self.settle()
 
+    async def jump(self, seconds: float) -> None:
+        """Let *seconds* pass at once: sleepers wake up at the end of it, however often they would have meanwhile."""
+        await self.settle()
+        self._now += seconds
+        while (due := self.next_due) is not None and due <= self._now:
+            heappop(self._sleepers)[2].set_result(None)
+        await self.settle()
+
     async def settle(self) -> None:
         """Let all tasks that can run do so, without any time passing."""
         for _ in range(_TURNS):

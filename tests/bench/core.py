@@ -16,9 +16,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -36,12 +37,12 @@ from msgbus.adapter import (
     Capabilities,
     Outcome,
     Received,
-    SettleError,
     Stats,
     SubscribeOptions,
     Subscription,
     Topology,
 )
+from msgbus.errors import SettleError
 
 BODY_BYTES = 512
 
@@ -131,12 +132,17 @@ async def dispatch_us(count: int) -> float:
     settings, _ = load_settings(url="memory://", prefetch=1000)
     clock = SystemClock()
     publisher = Publisher(adapter, timeout=5, clock=clock)
-    connection = Connection(
-        adapter, publisher, Requester(adapter, publisher, "r", lease=30, on_crash=lambda _: None)
-    )
+    connection = Connection(adapter, publisher, Requester(adapter, publisher, "r", lease=30, on_crash=lambda _: None))
     start = time.perf_counter()
     receiver = await start_receiver(
-        bus.subscriptions[0], connection, settings, clock=clock, calls=None, middleware=(), on_crash=_raise
+        bus.subscriptions[0],
+        connection,
+        settings,
+        clock=clock,
+        calls=None,
+        middleware=(),
+        on_failure=None,
+        on_crash=_raise,
     )
     await feed.done.wait()
     whole = time.perf_counter() - start
@@ -189,8 +195,8 @@ async def end_to_end_rate(url: str, count: int) -> float:
     return count / elapsed
 
 
-def _measure(name: str, unit: str, target: str, rounds: int, run: Callable[[], Awaitable[float]]) -> Result:
-    values = [asyncio.run(run()) for _ in range(rounds)]  # type: ignore[arg-type]
+def _measure(name: str, unit: str, target: str, rounds: int, run: Callable[[], Coroutine[Any, Any, float]]) -> Result:
+    values = [asyncio.run(run()) for _ in range(rounds)]
     return Result(name, unit, statistics.median(values), max(values) - min(values), target)
 
 
@@ -207,7 +213,7 @@ def main() -> None:
         def sqlite() -> str:
             return f"sqlite:///{folder}/bench{next(numbers)}.db"
 
-        cases: list[tuple[str, str, str, Callable[[], Awaitable[float]]]] = [
+        cases: list[tuple[str, str, str, Callable[[], Coroutine[Any, Any, float]]]] = [
             ("dispatch", "us/message", "<= 8", lambda: dispatch_us(50_000)),
             ("memory: publish in batches", "messages/s", "", lambda: publish_rate("memory://", 50_000)),
             ("memory: end to end", "messages/s", "", lambda: end_to_end_rate("memory://", 50_000)),
