@@ -13,7 +13,8 @@ from msgbus._dispatch import ConsumeMiddleware, Dispatcher, Rules
 from msgbus._dispatch_batch import BatchDispatcher
 from msgbus._failure import attempt_of
 from msgbus._idempotency import Guard, StoreCalls
-from msgbus._receiver import Limits, Receiver
+from msgbus._limits import Limits
+from msgbus._receiver import Receiver
 from msgbus._registration import Registration
 from msgbus._requests import Replier
 from msgbus._time import Clock

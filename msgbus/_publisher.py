@@ -92,13 +92,17 @@ class Encoder:
         """Return the outgoing message; raises `EncodeError` when something does not fit."""
         kind, body = channel.encode(payload)
         now = self._clock.now()
-        wire = dict(check_headers(headers)) if headers else {}
-        wire[SPECVERSION] = "1.0"
-        message_id = wire[ID] = new_id() if id is None else _text("id", id)
-        wire[TYPE] = kind
-        wire[SOURCE] = self._service
-        wire[TIME] = self.time(now)
-        wire[CONTENT_TYPE] = channel.codec.content_type
+        message_id = new_id() if id is None else _text("id", id)
+        wire = {
+            SPECVERSION: "1.0",
+            ID: message_id,
+            TYPE: kind,
+            SOURCE: self._service,
+            TIME: self.time(now),
+            CONTENT_TYPE: channel.codec.content_type,
+        }
+        if headers:
+            wire.update(check_headers(headers))
         if key is None and channel.key_of is not None:
             key = channel.key_of(payload)
         if key is not None:

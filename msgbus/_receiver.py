@@ -11,11 +11,11 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from msgbus._backoff import RECONNECT
 from msgbus._lanes import Lanes
+from msgbus._limits import Limits
 from msgbus._message import ID, KEY
 from msgbus._settler import Settler
 from msgbus._time import Clock
@@ -24,7 +24,7 @@ from msgbus._worker import BatchWorker, Handles, Worker
 from msgbus.adapter import Ack, Capabilities, DeadLetter, Nack, Outcome, Received, Source, Subscription
 from msgbus.errors import BrokerError, BrokerUnavailable, LeaseLost, SettleError
 
-__all__ = ["Limits", "Receiver"]
+__all__ = ["Receiver"]
 
 _log = logging.getLogger("msgbus")
 _WAIT = 5.0
@@ -33,32 +33,6 @@ _REMEMBERED = 10_000
 """How many handled messages whose ack failed are remembered, so that their redelivery is acked unhandled."""
 _SETTLE_GRACE = 5.0
 """Seconds that the last settlements get at shutdown beyond the handlers' own time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How much one subscription does at once.
-
-    Attributes:
-        concurrency: Handlers that run at once.
-        prefetch: Messages held at most.
-        lease: Seconds a message stays ours without a heartbeat.
-        timeout: Seconds a handler may take, or None.
-        batch: Messages per call of a batch handler, or 0.
-        batch_wait: Seconds a batch waits to fill up.
-    """
-
-    concurrency: int
-    prefetch: int
-    lease: float
-    timeout: float | None = None
-    batch: int = 0
-    batch_wait: float = 0.05
-
-    @property
-    def refill(self) -> int:
-        """How much room there must be before more is received: many at once, but never with a worker idle."""
-        return max(1, (self.prefetch - self.concurrency * max(1, self.batch)) // 2)
 
 
 class Receiver:

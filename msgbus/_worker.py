@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from msgbus._failure import attempt_of
+from msgbus._limits import Limits
 from msgbus._time import Clock
 from msgbus._watchdog import Interruption
 from msgbus.adapter import Nack, Outcome, Received
-
-if TYPE_CHECKING:
-    from msgbus._receiver import Limits
 
 __all__ = ["BatchWorker", "Handles", "Worker"]
 

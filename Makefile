@@ -1,0 +1,47 @@
+# Everything runs in a virtual environment of its own; `make demo` and `make test` need nothing but Python 3.11+.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BROKER ?= sqlite
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick check contract bench-core docs package clean brokers
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
+
+$(STAMP): pyproject.toml scripts/venv.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh scripts/venv.sh
+	@touch $@
+
+demo: $(STAMP) ## Run the order-processing demo (MSGBUS_URL=... for another broker)
+	@$(BIN)/python -m examples.shop
+
+test: $(STAMP) ## Run the whole test suite
+	@sh scripts/test.sh $(BIN)
+
+quick: $(STAMP) ## Run the tests that need no broker server
+	@$(PYTEST) -q tests/core tests/house tests/properties tests/cli
+
+check: $(STAMP) ## Lint, format check, types, import directions
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+contract: $(STAMP) ## Run one adapter's contract kit (BROKER=sqlite)
+	@$(PYTEST) -q tests/contract/test_$(BROKER).py
+
+bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
+	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))
+
+docs: $(STAMP) ## Build the documentation into site/
+	@$(BIN)/mkdocs build --strict
+
+package: $(STAMP) ## Build wheel and sdist, install them into clean environments, import
+	@$(BIN)/python scripts/check_package.py
+
+clean: ## Remove the environment and what was built
+	rm -rf $(VENV) build dist site .coverage* .mypy_cache .ruff_cache .pytest_cache

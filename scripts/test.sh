@@ -1,0 +1,10 @@
+#!/bin/sh
+# Run the whole suite with coverage, then build the docs and the package. Usage: scripts/test.sh [BIN-DIRECTORY]
+set -eu
+BIN="${1:-.venv/bin}"
+rm -f .coverage .coverage.*
+"$BIN/mkdocs" build --strict --quiet
+"$BIN/python" scripts/check_package.py
+COVERAGE_PROCESS_START=pyproject.toml "$BIN/coverage" run -m pytest tests
+"$BIN/coverage" combine --quiet
+"$BIN/coverage" report --fail-under=95
