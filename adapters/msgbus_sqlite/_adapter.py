@@ -26,7 +26,7 @@ from msgbus.adapter import (
     Topology,
     parse_options,
 )
-from msgbus.errors import BrokerUnavailable, ClosedError, PublishError
+from msgbus.errors import BrokerUnavailable, ClosedError, PublishError, UnsupportedFeature
 from msgbus_sqlite import _queries as queries
 from msgbus_sqlite._errors import translate
 from msgbus_sqlite._options import Options, database_path
@@ -39,6 +39,9 @@ from msgbus_sqlite._writer import Transaction, Writer
 
 __all__ = ["SQLiteAdapter"]
 
+_TEN_YEARS = 3650 * 86_400.0
+"""Seconds. A due time is a number like any other; this bound only catches milliseconds passed for seconds."""
+
 
 class SQLiteAdapter(Adapter):
     """Queues and topics in a SQLite file, shared by the processes of one machine."""
@@ -48,7 +51,7 @@ class SQLiteAdapter(Adapter):
         patterns=True,
         order="key",
         park_keys=True,
-        max_delay=float("inf"),
+        max_delay=_TEN_YEARS,
         delivery_count="exact",
         lease="renewable",
         browse=True,
@@ -91,6 +94,7 @@ class SQLiteAdapter(Adapter):
                 await writer.start()
                 await reader.start()
                 await writer.submit(sweep_replies)
+            self.health = Health(True)
         except BaseException as exc:
             self._threads = None
             await _stop(writer, reader)
@@ -116,6 +120,8 @@ class SQLiteAdapter(Adapter):
 
     async def subscribe(self, source: Source, options: SubscribeOptions) -> Subscription:
         """Start consuming; a REPLY source's queue is made here."""
+        if options.start is not None:
+            raise UnsupportedFeature(self.name, "replay", "messages are gone once they are acked")
         reply = ""
         if source.address.kind is Kind.REPLY and not source.dead:
             reply = f"{source.address.name}.{self.config.instance}.{secrets.token_hex(8)}"

@@ -18,6 +18,7 @@ Ready lanes are handed out by the age of their first message (``head``). A messa
 without a key does, and joins its lane's end when it comes due: a far-off one must not hold up its key.
 """
 
+# ruff: noqa: S608 - the statements are put together from constants
 from __future__ import annotations
 
 import sqlite3
@@ -67,7 +68,7 @@ def admit_due(tx: Transaction, place: int) -> None:
 def next_moment(db: sqlite3.Connection, place: int) -> float | None:
     """Return when the lanes of *place* have something: 0 for now; None if all are empty or parked."""
     ((moment,),) = db.execute("SELECT min(visible_at) FROM msgbus_lane WHERE place = ?", (place,)).fetchall()
-    return None if moment == _NEVER else moment
+    return None if moment is None or moment == _NEVER else float(moment)
 
 
 def lease(tx: Transaction, place: int, limit: int, until: float, token: int) -> list[Row]:

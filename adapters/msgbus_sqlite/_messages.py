@@ -23,9 +23,9 @@ __all__ = [
     "extend",
     "lease",
     "lost",
+    "next_moment",
     "settle",
     "take_ids",
-    "next_moment",
     "to_received",
 ]
 
@@ -46,7 +46,7 @@ class Receipt:
 
     __slots__ = ("id", "key", "place", "token", "until")
 
-    def __init__(self, place: int, key: str | None, id: int, token: int, until: float) -> None:  # noqa: A002 - SQL's word
+    def __init__(self, place: int, key: str | None, id: int, token: int, until: float) -> None:
         self.place = place
         self.key = key
         self.id = id
@@ -85,7 +85,7 @@ def add(tx: Transaction, messages: Iterable[Row], entries: Iterable[Row]) -> Non
 def next_moment(db: sqlite3.Connection, place: int) -> float | None:
     """Return when *place* has something: 0 for now, or when the next thing comes due; None if it is empty."""
     ((moment,),) = db.execute("SELECT min(visible_at) FROM msgbus_entry WHERE place = ?", (place,)).fetchall()
-    return moment
+    return None if moment is None else float(moment)
 
 
 def lease(tx: Transaction, place: int, limit: int, until: float, token: int) -> list[Row]:

@@ -19,12 +19,12 @@ SELECT count(*) FILTER (WHERE visible_at <= :now),
 FROM msgbus_entry WHERE place = :place
 """
 _KEYED = """
-SELECT count(*) FILTER (WHERE l.visible_at <= :now AND k.due <= :now),
-       count(*) FILTER (WHERE l.visible_at > :now AND l.held > 0 AND k.token = l.token),
+SELECT count(*) FILTER (WHERE l.visible_at > :now AND l.held > 0 AND k.token = l.token),
+       count(*) FILTER (WHERE k.due > :now OR (l.visible_at > :now AND l.held = 0)),
        count(*),
-       min(l.visible_at) FILTER (WHERE l.visible_at > :now AND l.visible_at < 9e999)
+       min(l.visible_at) FILTER (WHERE l.visible_at > :now)
 FROM msgbus_lane l JOIN msgbus_keyed k ON k.place = l.place AND k.key = l.key
-WHERE l.place = :place AND k.dead IS NULL
+WHERE l.place = :place AND l.visible_at < 9e999 AND k.dead IS NULL
 """
 _OLDEST = """
 SELECT min(m.time) FROM msgbus_message m WHERE m.id IN (
@@ -49,13 +49,14 @@ SELECT m.id, p.deliveries, m.channel, m.key, m.time, m.headers, m.body FROM (
 def stats(db: sqlite3.Connection, place: Place, now: float, *, dead: bool) -> Stats:
     """Return the figures of a source, or of its dead letters.
 
-    What waits behind another message of its key counts as delayed: it cannot be received now.
+    What waits behind a delayed message of its key is delayed too; what a parked dead letter holds back is neither
+    ready nor delayed.
     """
     values = {"place": place.id + dead, "now": now}
     ((ready, in_flight, delayed, due),) = db.execute(_ENTRIES, values).fetchall()
     if place.keyed and not dead:
-        ((more, held, total, lane_due),) = db.execute(_KEYED, values).fetchall()
-        ready, in_flight, delayed = ready + more, in_flight + held, delayed + total - more - held
+        ((held, late, total, lane_due),) = db.execute(_KEYED, values).fetchall()
+        ready, in_flight, delayed = ready + total - held - late, in_flight + held, delayed + late
         due = min((moment for moment in (due, lane_due) if moment is not None), default=None)
     ((oldest,),) = db.execute(_OLDEST, values).fetchall()
     ((buried,),) = db.execute("SELECT count(*) FROM msgbus_entry WHERE place = ?", (place.id + 1,)).fetchall()

@@ -15,7 +15,6 @@ A source's place is twice its row's id, the place of its dead letters one more.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -138,7 +137,14 @@ def _ensure(db: sqlite3.Connection, path: Path, part: Part, *, create: bool) -> 
     if not _is_current(db, path, part):
         if not create:
             raise TopologyError(f"{path} has no msgbus tables ({part.name}), and nothing may be created (verify)")
-        _transact(db, lambda: _is_current(db, path, part) or _create(db, part))
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if not _is_current(db, path, part):  # no other process was faster
+                _create(db, part)
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
 
 
 def _is_current(db: sqlite3.Connection, path: Path, part: Part) -> bool:
@@ -158,13 +164,3 @@ def _create(db: sqlite3.Connection, part: Part) -> None:
     for statement in part.tables:
         db.execute(statement)
     db.execute("INSERT INTO msgbus_schema VALUES (?, ?)", (part.name, part.version))
-
-
-def _transact(db: sqlite3.Connection, work: Callable[[], object]) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        work()
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")

@@ -34,12 +34,11 @@ _TAKE = """
 INSERT OR REPLACE INTO msgbus_claim (scope, key, owner, fingerprint, done, expires, reply)
 VALUES (?, ?, ?, ?, 0, ?, NULL)
 """
-_EXTEND = "UPDATE msgbus_claim SET expires = ? WHERE scope = ? AND key = ? AND owner = ? AND done = 0"
-# A claim whose lease ended may have been purged; if nobody has taken the key since, it is completed all the same.
+_EXTEND = """
+UPDATE msgbus_claim SET expires = ? WHERE scope = ? AND key = ? AND owner = ? AND done = 0 AND expires > ?
+"""
 _COMPLETE = """
-INSERT INTO msgbus_claim (scope, key, owner, fingerprint, done, expires, reply) VALUES (?, ?, ?, ?, 1, ?, ?)
-ON CONFLICT (scope, key) DO UPDATE SET done = 1, expires = excluded.expires, reply = excluded.reply
-WHERE owner = excluded.owner
+UPDATE msgbus_claim SET done = 1, expires = ?, reply = ? WHERE scope = ? AND key = ? AND owner = ? AND done = 0
 """
 _RELEASE = "DELETE FROM msgbus_claim WHERE scope = ? AND key = ? AND owner = ? AND done = 0"
 _PURGE = """
@@ -97,12 +96,7 @@ class SQLiteStore(Store):
 
     async def extend(self, claims: Sequence[Claim]) -> Sequence[StoreError | None]:
         """Extend claims in one transaction."""
-        return await self._writer.submit(
-            lambda tx: [
-                _unless_lost(claim, tx.db.execute(_EXTEND, (tx.now + claim.lease, claim.scope, claim.key, claim.owner)))
-                for claim in claims
-            ]
-        )
+        return await self._writer.submit(lambda tx: [_extend(tx, claim) for claim in claims])
 
     async def complete(self, completions: Sequence[Completion]) -> Sequence[StoreError | None]:
         """Complete claims in one transaction."""
@@ -159,9 +153,14 @@ def _claim(tx: Transaction, claim: Claim) -> Verdict:
     return Granted()
 
 
+def _extend(tx: Transaction, claim: Claim) -> StoreError | None:
+    values = (tx.now + claim.lease, claim.scope, claim.key, claim.owner, tx.now)
+    return _unless_lost(claim, tx.db.execute(_EXTEND, values))
+
+
 def _complete(tx: Transaction, completion: Completion) -> StoreError | None:
     claim, until = completion.claim, tx.now + completion.ttl
-    values = (claim.scope, claim.key, claim.owner, claim.fingerprint, until, completion.reply)
+    values = (until, completion.reply, claim.scope, claim.key, claim.owner)
     return _unless_lost(claim, tx.db.execute(_COMPLETE, values))
 
 

@@ -95,9 +95,10 @@ class SQLiteSubscription(Subscription):
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
         """Settle messages in one transaction."""
         self._check_open()
-        future = self._writer.submit(lambda tx: _settle(tx, outcomes))
-        future.add_done_callback(lambda done: self._settled(done, outcomes))
-        return await future
+        together = [*outcomes, *self._behind(outcomes)]
+        future = self._writer.submit(lambda tx: _settle(tx, together))
+        future.add_done_callback(lambda done: self._settled(done, together))
+        return (await future)[: len(outcomes)]
 
     async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:
         """Extend leases in one transaction."""
@@ -190,6 +191,16 @@ class SQLiteSubscription(Subscription):
 
     # -- settling -----------------------------------------------------------------------------------------------
 
+    def _behind(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Return how to settle what a cancelled `receive` left here, behind a message of its key that goes back."""
+        if not self._arrived:
+            return []
+        keys = {outcome.received.receipt.key for outcome in outcomes if type(outcome) is not Ack}
+        keys.discard(None)
+        behind = [received for received in self._arrived if received.receipt.key in keys]
+        self._arrived = deque(received for received in self._arrived if received.receipt.key not in keys)
+        return [Nack(received, counted=False) for received in behind]
+
     def _settled(self, future: asyncio.Future[list[SettleError | None]], outcomes: Sequence[Outcome]) -> None:
         if future.cancelled() or future.exception() is None:
             for outcome in outcomes:
@@ -245,7 +256,8 @@ def _lease(tx: Transaction, place: int, keyed: bool, limit: int, seconds: float,
 
 def _settle(tx: Transaction, outcomes: Sequence[Outcome]) -> list[SettleError | None]:
     errors: list[SettleError | None] = [None] * len(outcomes)
-    in_lanes, others = [], []
+    in_lanes: list[messages.Held] = []
+    others: list[messages.Held] = []
     for number, outcome in enumerate(outcomes):
         receipt = outcome.received.receipt
         (in_lanes if receipt.in_lane else others).append((number, outcome, receipt))

@@ -93,7 +93,7 @@ def add_reply(tx: Transaction, name: str) -> Place:
         (Kind.REPLY.value, name, tx.now + _REPLY_LIFE),
     ).fetchall()
     _changed(tx)
-    return Place(2 * row, False)
+    return Place(2 * row, keyed=False)
 
 
 def keep_reply(tx: Transaction, name: str) -> Place:
@@ -102,7 +102,7 @@ def keep_reply(tx: Transaction, name: str) -> Place:
         "UPDATE msgbus_source SET expires = ? WHERE kind = ? AND name = ? RETURNING id",
         (tx.now + _REPLY_LIFE, Kind.REPLY.value, name),
     ).fetchall()
-    return Place(2 * rows[0][0], False) if rows else add_reply(tx, name)
+    return Place(2 * rows[0][0], keyed=False) if rows else add_reply(tx, name)
 
 
 def drop_reply(tx: Transaction, name: str) -> None:
@@ -167,6 +167,8 @@ class Routes:
         """Return where a message to *target* goes (nowhere, for a topic without groups); None if it is unknown."""
         if isinstance(target, Source):
             place = self._sources.get((target.address.kind.value, target.address.name, target.group))
+            if place is not None and target.dead:
+                place = Place(place.id + 1, keyed=False)
             return None if place is None else (place,)
         if target.kind is not Kind.TOPIC:
             place = self._sources.get((target.kind.value, target.name, ""))
@@ -176,10 +178,9 @@ class Routes:
         return self._topics[target.name]
 
     def _topic(self, name: str) -> tuple[Place, ...] | None:
-        if (Kind.TOPIC.value, name, "") not in self._sources:
-            return None
         matching = (place for pattern, place in self._patterns if pattern.fullmatch(name))
-        return (*self._groups.get(name, ()), *matching)
+        places = (*self._groups.get(name, ()), *matching)
+        return places if places or (Kind.TOPIC.value, name, "") in self._sources else None
 
 
 def _say(kind: str, name: str, group: str) -> str:

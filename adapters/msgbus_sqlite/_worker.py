@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from msgbus.errors import ClosedError
@@ -69,10 +70,8 @@ class Worker(ABC, Generic[Item]):
 
     def post(self, function: Callable[..., None], *args: Any) -> None:
         """Call *function* in the event loop (from the thread)."""
-        try:
+        with suppress(RuntimeError):  # the event loop is closed: nobody is left to be told
             self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            pass  # the event loop is closed: nobody is left to be told
 
     def _main(self) -> None:
         try:
