@@ -8,7 +8,7 @@ from functools import partial
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from msgbus._channel import Channel, RequestReply
+from msgbus._channel import Channel
 from msgbus._delivery import Delivery
 from msgbus._message import Message
 from msgbus.errors import HandlerError
@@ -89,7 +89,6 @@ def compile_plan(handler: Callable[..., Any], channel: Channel[Any], *, batch: b
         raise HandlerError(f"{_name(handler)} takes no parameter; a handler takes at least the payload or a Delivery")
     if batch and len(roles) != 1:
         raise HandlerError(f"{_name(handler)}: a batch handler takes one list, of payloads or of Deliveries")
-    _check_reply(handler, channel, batch=batch)
     return Plan(handler, types, _arrangement(roles))
 
 
@@ -185,13 +184,6 @@ def _fits(payload: Any, annotation: Any) -> bool:
         except TypeError:
             return False
     return False
-
-
-def _check_reply(handler: Callable[..., Any], channel: Channel[Any], *, batch: bool) -> None:
-    if not isinstance(channel, RequestReply):
-        return
-    if batch:
-        raise HandlerError(f"{_name(handler)}: requests are answered one by one; batch= is for queues and topics")
 
 
 def _is_async(handler: Any) -> bool:

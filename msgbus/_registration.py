@@ -134,6 +134,8 @@ def make_options(
     for name, value, least in (("concurrency", concurrency, 1), ("prefetch", prefetch, 1), ("batch", batch, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise HandlerError(f"{name}= takes a whole number from {least}, got {value!r}")
+    if batch and isinstance(channel, RequestReply):
+        raise HandlerError(f"{channel!r}: requests are answered one by one; batch= is for queues and topics")
     if unknown not in ("dead-letter", "ignore"):
         raise HandlerError(f"unknown= is 'dead-letter' or 'ignore', got {unknown!r}")
     if park and not channel.keyed:

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 import importlib.metadata as m, sys
 import msgbus, msgbus.testing.clock
-heavy = {"kombu", "amqp", "aiokafka", "nats", "boto3", "redis", "psycopg", "pydantic_settings", "typer"} & set(sys.modules)
+clients = {"kombu", "amqp", "aiokafka", "nats", "boto3", "redis", "psycopg"}
+heavy = (clients | {"pydantic_settings", "typer"}) & set(sys.modules)
 assert not heavy, f"importing msgbus pulled in {heavy}"
 from msgbus.errors import MissingExtra
 from msgbus._registry import adapter_class, store_class
@@ -28,6 +29,7 @@ for group, load in (("msgbus.adapters", adapter_class), ("msgbus.stores", store_
 
 
 def run(*command: str | Path) -> None:
+    """Run a command; show its output, and stop with it if it fails."""
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
@@ -47,6 +49,7 @@ def check(artifact: Path, extra: str) -> None:
 
 
 def main() -> None:
+    """Build, install, import."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     with tempfile.TemporaryDirectory() as out:
         run(sys.executable, "-m", "build", "--outdir", out)

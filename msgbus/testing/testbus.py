@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from msgbus._bus import Bus
 from msgbus._channel import Channel
@@ -23,6 +23,16 @@ __all__ = ["TestBus"]
 T = TypeVar("T")
 _PATIENCE = 30.0
 """Real seconds `TestBus.drain` waits for a handler before it says which one hangs."""
+
+
+_CALM = 3
+"""Looks in a row that must find the same before `TestBus.advance` believes that nothing more happens."""
+
+
+class _State(NamedTuple):
+    ready: int
+    held: int
+    running: int
 
 
 class TestBus:
@@ -123,27 +133,39 @@ class TestBus:
 
     async def _settle(self, *, wait_for_handlers: bool = True) -> None:
         """Wait until nothing more happens by itself, then look at the dead letters and raise what is due."""
-        give_up = time.monotonic() + _PATIENCE
-        while await self._busy(running=wait_for_handlers):
-            await self.clock.settle()
-            if time.monotonic() > give_up:
-                stuck = [label for label, r in self._open.receivers.items() if r.running]
-                raise MsgbusError(f"handlers of {', '.join(stuck) or 'no channel'} still run after {_PATIENCE:g} s")
-            await asyncio.sleep(0.001 if any(r.running for r in self._open.receivers.values()) else 0)
+        await (self._finish() if wait_for_handlers else self._calm())
         for registration in self.bus.subscriptions:
             box = DeadLetterBox(*await self._open.source(registration.channel, registration.group or None))
             self._dead[registration.channel.name, registration.group] = await box.peek(limit=100_000)
         if self._raise_errors and self._errors:
             raise self._errors.pop(0)
 
-    async def _busy(self, *, running: bool) -> bool:
+    async def _finish(self) -> None:
+        """Wait until no message is ready or being handled."""
+        give_up = time.monotonic() + _PATIENCE
+        while (state := await self._state()).ready or state.held:
+            if time.monotonic() > give_up:
+                stuck = [label for label, r in self._open.receivers.items() if r.running]
+                raise MsgbusError(f"handlers of {', '.join(stuck) or 'no channel'} still run after {_PATIENCE:g} s")
+            await asyncio.sleep(0.001 if state.running else 0)
+
+    async def _calm(self) -> None:
+        """Wait until nothing changes any more; handlers may go on waiting for something."""
+        last, same = None, 0
+        while same < _CALM:
+            state = await self._state()
+            same = same + 1 if state == last else 0
+            last = state
+
+    async def _state(self) -> _State:
         await self.clock.settle()
         await self._open.flush()
-        stats = await self._stats()
-        idle_ready = sum(s.ready or 0 for s in stats)
-        held = sum(r.held for r in self._open.receivers.values())
-        active = sum(r.running for r in self._open.receivers.values())
-        return bool(idle_ready or held) if running else bool(idle_ready and not active) or held > active
+        receivers = self._open.receivers.values()
+        return _State(
+            ready=sum(stats.ready or 0 for stats in await self._stats()),
+            held=sum(receiver.held for receiver in receivers),
+            running=sum(receiver.running for receiver in receivers),
+        )
 
     async def _stats(self) -> list[Stats]:
         return [

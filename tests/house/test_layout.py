@@ -99,4 +99,5 @@ def test_entry_points_name_what_exists() -> None:
             try:
                 assert hasattr(importlib.import_module(module), attribute)
             except ModuleNotFoundError as exc:
-                assert (exc.name or "").partition(".")[0] not in {"msgbus", module}
+                if (exc.name or "").partition(".")[0] in {"msgbus", module}:
+                    raise
