@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ class Kit:
             yield adapter
         finally:
             await adapter.aclose()
+
+    @staticmethod
+    async def until(condition: Callable[[], Any]) -> None:
+        """Return once *condition* holds; `run` bounds the time."""
+        while not condition():  # noqa: ASYNC110 - it is about another thread or process
+            await asyncio.sleep(0.001)
 
     @staticmethod
     async def consumer(adapter: SQLiteAdapter, source: Source, **options: Any) -> Subscription:

@@ -25,14 +25,14 @@ def test_a_key_is_one_consumers_until_all_it_holds_is_settled(kit, queue):
             await kit.publish(adapter, *(kit.message(queue, f"{key}{n}", key) for n in range(4) for key in "ab"))
             one, two = await kit.consumer(adapter, source), await kit.consumer(other, source)
             first = await one.receive(3, 1)
-            assert ["a0", "b0", "b1"] == sorted(kit.texts(first))
-            assert [] == await two.receive(9, 0.05)
+            assert sorted(kit.texts(first)) == ["a0", "b0", "b1"]
+            assert await two.receive(9, 0.05) == []
             await kit.ack(one, first[:2])
             await kit.ack(one, first[2:])
             rest = await two.receive(9, 1)
-            assert [["a1", "a2", "a3"], ["b2", "b3"]] == [[t for t in kit.texts(rest) if t[0] == key] for key in "ab"]
+            assert [[t for t in kit.texts(rest) if t[0] == key] for key in "ab"] == [["a1", "a2", "a3"], ["b2", "b3"]]
             await kit.ack(two, rest)
-            assert [] == await adapter.browse(source, limit=9)
+            assert await adapter.browse(source, limit=9) == []
 
     kit.run(body())
 
@@ -70,11 +70,15 @@ def test_nacked_messages_of_a_key_come_back_in_order(kit, queue):
             consumer = await kit.consumer(adapter, Source(queue))
             received = await consumer.receive(4, 1)
             await consumer.settle([Nack(received[3]), Ack(received[1]), Nack(received[2], counted=False)])
-            assert [] == await consumer.receive(9, 0.05)
+            assert await consumer.receive(9, 0.05) == []
             await consumer.settle([Nack(received[0])])
             again = await consumer.receive(9, 1)
-            assert [("0", 2), ("2", 1), ("3", 2), ("4", 1), ("5", 1)] == [
-                (m.body.decode(), m.deliveries) for m in again
+            assert [(m.body.decode(), m.deliveries) for m in again] == [
+                ("0", 2),
+                ("2", 1),
+                ("3", 2),
+                ("4", 1),
+                ("5", 1),
             ]
 
     kit.run(body())
@@ -90,13 +94,15 @@ def test_a_delayed_nack_holds_its_key_and_no_other(kit, queue):
             assert {"a0", "a1", "b0", "b1"} == set(received)
             await consumer.settle([Nack(received["a0"]), Nack(received["a1"], delay=60)])
             # What comes before the delayed one does not wait for it.
-            assert ["a0"] == kit.texts(again := await consumer.receive(9, 0))
+            again = await consumer.receive(9, 0)
+            assert kit.texts(again) == ["a0"]
             await kit.ack(consumer, [*again, received["b0"], received["b1"]])
-            assert ["b2"] == kit.texts(last := await consumer.receive(9, 0))
+            last = await consumer.receive(9, 0)
+            assert kit.texts(last) == ["b2"]
             await kit.ack(consumer, last)
             assert clock.now() + 60 == (await adapter.stats(Source(queue))).next_due
             await clock.advance(60)
-            assert ["a1", "a2"] == kit.texts([m for m in await consumer.receive(9, 0) if m.key == "a"])
+            assert kit.texts([m for m in await consumer.receive(9, 0) if m.key == "a"]) == ["a1", "a2"]
 
     kit.run(body())
 
@@ -108,13 +114,13 @@ def test_a_message_published_with_a_delay_does_not_hold_its_key(kit, queue):
             later, now = kit.message(queue, "later", "a", delay=60), kit.message(queue, "now", "a")
             await kit.publish(adapter, later, now)
             consumer = await kit.consumer(adapter, Source(queue))
-            assert ["now"] == kit.texts(await consumer.receive(9, 0))
+            assert kit.texts(await consumer.receive(9, 0)) == ["now"]
             await clock.advance(20)
             await kit.publish(adapter, kit.message(queue, "then", "a"))
             await consumer.aclose()
             await clock.advance(50)
             consumer = await kit.consumer(adapter, Source(queue))
-            assert ["now", "then", "later"] == kit.texts(await consumer.receive(9, 0))
+            assert kit.texts(await consumer.receive(9, 0)) == ["now", "then", "later"]
 
     kit.run(body())
 
@@ -128,17 +134,17 @@ def test_a_lane_whose_lease_ends_is_anothers_as_a_whole(kit, queue):
             fast = await kit.consumer(adapter, source, lease=10)
             old = await slow.receive(3, 1)
             await clock.advance(9)
-            assert [None] == await slow.extend(old[2:], 10)
+            assert await slow.extend(old[2:], 10) == [None]
             await clock.advance(9)
-            assert [] == await fast.receive(9, 0)
+            assert await fast.receive(9, 0) == []
             await clock.advance(1)
             new = await fast.receive(2, 0)
-            assert [("0", 2), ("1", 2)] == [(m.body.decode(), m.deliveries) for m in new]
+            assert [(m.body.decode(), m.deliveries) for m in new] == [("0", 2), ("1", 2)]
             outcomes = [Ack(old[0]), Nack(old[1], delay=99), DeadLetter(old[2], {}, park=True)]
-            assert [True] * 3 == [isinstance(error, LeaseLost) for error in await slow.settle(outcomes)]
+            assert [isinstance(error, LeaseLost) for error in await slow.settle(outcomes)] == [True] * 3
             assert isinstance((await slow.extend(old[:1], 10))[0], LeaseLost)
             await kit.ack(fast, new)
-            assert ["2", "3"] == kit.texts(await fast.receive(9, 0))
+            assert kit.texts(await fast.receive(9, 0)) == ["2", "3"]
 
     kit.run(body())
 
@@ -151,10 +157,10 @@ def test_settling_twice_in_a_lane_does_not_free_it_early(kit, queue):
             two = await kit.consumer(adapter, Source(queue))
             first, second = await one.receive(2, 1)
             errors = await one.settle([Nack(first), Nack(first), Ack(first)])
-            assert [True, False, False] == [error is None for error in errors]
-            assert [] == await two.receive(9, 0.05)
+            assert [error is None for error in errors] == [True, False, False]
+            assert await two.receive(9, 0.05) == []
             await kit.ack(one, [second])
-            assert ["0", "2"] == kit.texts(await two.receive(9, 1))
+            assert kit.texts(await two.receive(9, 1)) == ["0", "2"]
 
     kit.run(body())
 
@@ -172,7 +178,7 @@ def test_what_a_cancelled_receive_left_behind_goes_back_with_its_key(kit, queue)
             (first,) = await consumer.receive(1, 1)
             assert first.body == b"0"
             await consumer.settle([Nack(first, delay=0.2)])
-            assert ["0", "1", "2", "3"] == kit.texts(await consumer.receive(9, 5))
+            assert kit.texts(await consumer.receive(9, 5)) == ["0", "1", "2", "3"]
 
     kit.run(body())
 
@@ -186,13 +192,14 @@ def test_a_parked_key_waits_for_its_dead_letter(kit, queue, replay):
             consumer = await kit.consumer(adapter, source)
             bad, other = await consumer.receive(2, 0)
             await consumer.settle([DeadLetter(bad, bad.headers | {"dead": "yes"}, park=True), Ack(other)])
-            assert ["b1", "b2"] == kit.texts(rest := await consumer.receive(9, 0))
+            rest = await consumer.receive(9, 0)
+            assert kit.texts(rest) == ["b1", "b2"]
             await kit.ack(consumer, rest)
             await clock.advance(1_000_000)
             await kit.publish(adapter, kit.message(queue, "a3", "a"))
-            assert [] == await consumer.receive(9, 0)
+            assert await consumer.receive(9, 0) == []
             stats = await adapter.stats(source)
-            assert (0, 0, 0, 1, None) == (stats.ready, stats.in_flight, stats.delayed, stats.dead, stats.next_due)
+            assert (stats.ready, stats.in_flight, stats.delayed, stats.dead, stats.next_due) == (0, 0, 0, 1, None)
 
             grave = await kit.consumer(adapter, source.dead_letters)
             (dead,) = await grave.receive(9, 0)
@@ -200,13 +207,14 @@ def test_a_parked_key_waits_for_its_dead_letter(kit, queue, replay):
                 await kit.publish(adapter, kit.message(source, "a0 again", "a", id=bad.headers["ce-id"]))
             await kit.ack(grave, [dead])
             expected = ["a0 again"] * replay + ["a1", "a2", "a3"]
-            assert expected == kit.texts(last := await consumer.receive(9, 0))
+            last = await consumer.receive(9, 0)
+            assert expected == kit.texts(last)
             await kit.ack(consumer, last)
 
     kit.run(body())
     db = sqlite3.connect(kit.path)
     for table in ("message", "entry", "keyed", "lane"):
-        assert (0,) == db.execute(f"SELECT count(*) FROM msgbus_{table}").fetchone(), table
+        assert db.execute(f"SELECT count(*) FROM msgbus_{table}").fetchone() == (0,), table
     db.close()
 
 
@@ -222,11 +230,11 @@ def test_a_key_parked_twice_waits_for_both(kit, queue):
             grave = await kit.consumer(adapter, source.dead_letters)
             first, second = await grave.receive(2, 1)
             await kit.ack(grave, [first])
-            assert [] == await consumer.receive(9, 0.02)
+            assert await consumer.receive(9, 0.02) == []
             await grave.settle([Nack(second)])
-            assert [] == await consumer.receive(9, 0.02)
+            assert await consumer.receive(9, 0.02) == []
             await kit.ack(grave, await grave.receive(1, 1))
-            assert ["2", "3"] == kit.texts(await consumer.receive(9, 1))
+            assert kit.texts(await consumer.receive(9, 1)) == ["2", "3"]
 
     kit.run(body())
 
@@ -238,7 +246,7 @@ def test_a_dead_letter_that_is_not_parked_lets_its_key_go_on(kit, queue):
             consumer = await kit.consumer(adapter, Source(queue))
             (bad,) = await consumer.receive(1, 1)
             await consumer.settle([DeadLetter(bad, bad.headers)])
-            assert ["good"] == kit.texts(await consumer.receive(9, 1))
+            assert kit.texts(await consumer.receive(9, 1)) == ["good"]
 
     kit.run(body())
 

@@ -92,7 +92,7 @@ def test_a_newer_schema_is_refused_and_says_upgrade(kit):
         db.execute("UPDATE msgbus_schema SET version = 99")
     db.close()
 
-    with pytest.raises(ConfigError, match="newer msgbus.*version 99.*upgrade"):
+    with pytest.raises(ConfigError, match=r"newer msgbus.*version 99.*upgrade"):
         open_and_close(make(str(kit.url)))
 
 
@@ -106,7 +106,7 @@ def test_bus_and_store_share_a_file_with_the_tables_of_an_application(kit):
     open_and_close(SQLiteStore(kit.url, AdapterConfig()))
 
     db = sqlite3.connect(kit.path)
-    assert [("bus", 1), ("store", 1)] == db.execute("SELECT * FROM msgbus_schema ORDER BY part").fetchall()
+    assert db.execute("SELECT * FROM msgbus_schema ORDER BY part").fetchall() == [("bus", 1), ("store", 1)]
     db.close()
 
 

@@ -38,10 +38,10 @@ def test_a_claim_lives_through_its_states(kit):
         await clock.advance(4)
         assert [InProgress(6), Granted()] == await store.claim([yours, mine])
         await clock.advance(9)
-        assert [None] == await store.extend([mine])
+        assert await store.extend([mine]) == [None]
         await clock.advance(9)
         assert [InProgress(1), Mismatch()] == await store.claim([yours, claim(owner="you", fingerprint="g")])
-        assert [None] == await store.complete([Completion(mine, b"reply", 100)])
+        assert await store.complete([Completion(mine, b"reply", 100)]) == [None]
         assert [Done(b"reply")] * 2 == await store.claim([yours, mine])
         assert [Mismatch()] == await store.claim([claim(fingerprint="g")])
         await clock.advance(100)
@@ -62,7 +62,7 @@ def test_a_lost_claim_harms_nobody(kit):
         assert isinstance(extended, ClaimLost)
         assert isinstance(completed, ClaimLost)
         assert [InProgress(10)] == await store.claim([mine])
-        assert [None] == await store.complete([Completion(yours, None, 100)])
+        assert await store.complete([Completion(yours, None, 100)]) == [None]
         assert [Done(None)] == await store.claim([mine])
 
     with_store(test, kit)
@@ -72,7 +72,7 @@ def test_a_claim_that_nobody_else_took_is_completed_after_its_lease(kit):
     async def test(store, clock):
         await store.claim([claim()])
         await clock.advance(1000)
-        assert [None] == await store.complete([Completion(claim(), b"", 5)])
+        assert await store.complete([Completion(claim(), b"", 5)]) == [None]
         assert [Done(b"")] == await store.claim([claim(owner="you")])
 
     with_store(test, kit)
@@ -100,7 +100,7 @@ def test_items_of_a_batch_are_independent(kit):
 def test_of_a_hundred_concurrent_claims_one_wins(kit):
     async def test(store, clock):
         verdicts = await asyncio.gather(*(store.claim([claim(owner=str(n))]) for n in range(100)))
-        assert [1, 99] == [sum(isinstance(v[0], kind) for v in verdicts) for kind in (Granted, InProgress)]
+        assert [sum(isinstance(v[0], kind) for v in verdicts) for kind in (Granted, InProgress)] == [1, 99]
 
     with_store(test, kit)
 
@@ -110,7 +110,7 @@ def test_purge_deletes_expired_records_and_no_more_than_asked(kit):
         await store.claim([claim(str(n)) for n in range(10)])
         await store.complete([Completion(claim("0"), None, 1000)])
         await clock.advance(10)
-        assert [4, 4, 1, 0] == [await store.purge(4) for _ in range(4)]
+        assert [await store.purge(4) for _ in range(4)] == [4, 4, 1, 0]
         assert [Done(None)] == await store.claim([claim("0")])
 
     with_store(test, kit)
@@ -136,7 +136,7 @@ def test_it_may_be_the_bus_s_own_file(kit):
                 *(store.claim([claim(str(n))]) for n in range(20)),
                 *(kit.publish(adapter, kit.message(queue, str(n))) for n in range(20)),
             )
-            assert 20 == (await adapter.stats(Source(queue))).ready
+            assert (await adapter.stats(Source(queue))).ready == 20
 
     with_store(test, kit)
 

@@ -19,9 +19,10 @@ def test_every_group_gets_every_message_and_a_topic_without_groups_drops_it(kit)
             await kit.publish(adapter, kit.message(topic, "x"), kit.message(lonely, "y"))
             for source in (mail, stock):
                 consumer = await kit.consumer(adapter, source)
-                assert ["x"] == kit.texts(received := await consumer.receive(9, 1))
+                received = await consumer.receive(9, 1)
+                assert kit.texts(received) == ["x"]
                 await kit.ack(consumer, received)
-                assert [] == await adapter.browse(source, limit=9)
+                assert await adapter.browse(source, limit=9) == []
 
     kit.run(body())
 
@@ -32,8 +33,8 @@ def test_a_source_as_target_reaches_that_group_only(kit):
         mail, stock = Source(topic, "mail"), Source(topic, "stock")
         async with kit.adapter(mail, stock) as adapter:
             await kit.publish(adapter, kit.message(mail, "x"))
-            assert 1 == (await adapter.stats(mail)).ready
-            assert 0 == (await adapter.stats(stock)).ready
+            assert (await adapter.stats(mail)).ready == 1
+            assert (await adapter.stats(stock)).ready == 0
 
     kit.run(body())
 
@@ -62,7 +63,7 @@ def test_groups_declared_by_another_process_are_seen_at_once(kit):
                 pass
             await kit.publish(publisher, kit.message(topic, "x"))
             for source in (exact, pattern):
-                assert ["x"] == kit.texts(await (await kit.consumer(other, source)).receive(9, 1))
+                assert kit.texts(await (await kit.consumer(other, source)).receive(9, 1)) == ["x"]
 
     kit.run(body())
 
@@ -75,10 +76,10 @@ def test_what_does_not_exist_takes_nothing_and_the_rest_of_the_batch_passes(kit,
             errors = await adapter.publish(
                 [kit.message(queue, "x"), kit.message(Address(kind, "gone"), "y"), kit.message(queue, "z")]
             )
-            assert [None, None] == [errors[0], errors[2]]
+            assert [errors[0], errors[2]] == [None, None]
             assert isinstance(errors[1], Unroutable)
             assert f"{kind} 'gone'" in str(errors[1])
-            assert ["x", "z"] == kit.texts(await (await kit.consumer(adapter, Source(queue))).receive(9, 1))
+            assert kit.texts(await (await kit.consumer(adapter, Source(queue))).receive(9, 1)) == ["x", "z"]
 
     kit.run(body())
 
@@ -92,8 +93,8 @@ def test_reply_queues_are_private_and_gone_when_closed(kit):
             target = Address(Kind.REPLY, mine.address)
             waiting = asyncio.create_task(mine.receive(1, 10))
             await kit.publish(responder, kit.message(target, "answer"))
-            assert ["answer"] == kit.texts(await waiting)
-            assert [] == await other.receive(1, 0)
+            assert kit.texts(await waiting) == ["answer"]
+            assert await other.receive(1, 0) == []
             await kit.publish(responder, kit.message(target, "unread"))
             await mine.aclose()
             (error,) = await responder.publish([kit.message(target, "late")])
@@ -116,10 +117,10 @@ def test_reply_queues_of_dead_processes_are_swept_and_living_ones_kept(kit):
                 )
             assert isinstance(lost, Unroutable)
             assert kept is None
-            assert ["x"] == kit.texts(await living.receive(1, 0))
+            assert kit.texts(await living.receive(1, 0)) == ["x"]
             # A process that slept so long that it was taken for dead has its address back.
             await dead.receive(1, 0)
             await kit.publish(adapter, kit.message(Address(Kind.REPLY, dead.address), "y"))
-            assert ["y"] == kit.texts(await dead.receive(1, 0))
+            assert kit.texts(await dead.receive(1, 0)) == ["y"]
 
     kit.run(body())
