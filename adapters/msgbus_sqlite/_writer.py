@@ -24,8 +24,8 @@ _SHARE = 0.01
 """Seconds for which a transaction takes in further calls. Longer keeps other processes waiting for the lock; shorter
 pays for more commits."""
 _PAUSE = (0.0002, 0.005)
-"""Shortest and longest pause between two tries for the lock, in seconds. SQLite's own pauses grow to 100 ms, which
-starves a process among busy ones."""
+"""Shortest and longest pause between two tries for the lock, in seconds. SQLite's own pauses grow to 100 ms: among
+eight busy processes that made the unluckiest call wait for 0.9 s instead of 0.3 s."""
 
 
 @dataclass(slots=True)
@@ -103,6 +103,7 @@ class Writer(Worker[_Call]):
 
     def serve(self, db: sqlite3.Connection) -> None:
         """Run calls until closed."""
+        db.execute("PRAGMA busy_timeout = 0")  # `_begin` waits its own way
         while not self._ended and (call := self._items.get()) is not None:
             if not self._answered_by_peek(db, call):
                 self._transact(db, call)
