@@ -18,6 +18,8 @@ _MODULES = (
     "messages",
     "fan_out",
     "settling",
+    "retry",
+    "dead_letters",
 )
 _STORE_MODULES = ("stores",)
 

@@ -185,7 +185,9 @@ async def a_group_can_start_anywhere(t: Case) -> None:
     assert isinstance(position, int), f"an adapter with replay gives positions, got {position!r}"
 
     beginnings: list[tuple[Start, list[bytes]]] = [
-        ("earliest", numbered(4)), (middle, [b"2", b"3"]), (position, [b"2", b"3"])
+        ("earliest", numbered(4)),
+        (middle, [b"2", b"3"]),
+        (position, [b"2", b"3"]),
     ]
     for start, expected in beginnings:
         assert await _replay(t, known.address, start, len(expected)) == expected, f"start={start}"
