@@ -38,8 +38,7 @@ class _Records:
         self._numbers = count()
 
     def claim(self, claim: Claim, now: float) -> Verdict:
-        place = claim.scope, claim.key
-        record = self._table.get(place)
+        record = self._table.get((claim.scope, claim.key))
         if record is not None and record.expires > now:
             if record.fingerprint != claim.fingerprint:
                 return Mismatch()
@@ -47,8 +46,7 @@ class _Records:
                 return Done(record.reply)
             if record.owner != claim.owner:
                 return InProgress(record.expires - now)
-        record = self._table[place] = _Record(claim.fingerprint, claim.owner, now + claim.lease)
-        heappush(self._expiry, (record.expires, next(self._numbers), place, record))
+        self._add(claim, now)
         return Granted()
 
     def extend(self, claim: Claim, now: float) -> StoreError | None:
@@ -59,9 +57,13 @@ class _Records:
         return None
 
     def complete(self, completion: Completion, now: float) -> StoreError | None:
-        record = self._own(completion.claim)
+        claim = completion.claim
+        record = self._table.get((claim.scope, claim.key))
         if record is None:
-            return _lost(completion.claim)
+            # The lease ended, the record was purged, and nobody took the key: the work is done all the same.
+            record = self._add(claim, now)
+        elif record.owner != claim.owner:
+            return _lost(claim)
         record.owner, record.reply, record.expires = None, completion.reply, now + completion.ttl
         return None
 
@@ -81,6 +83,12 @@ class _Records:
             del self._table[place]
             purged += 1
         return purged
+
+    def _add(self, claim: Claim, now: float) -> _Record:
+        place = claim.scope, claim.key
+        record = self._table[place] = _Record(claim.fingerprint, claim.owner, now + claim.lease)
+        heappush(self._expiry, (record.expires, next(self._numbers), place, record))
+        return record
 
     def _own(self, claim: Claim) -> _Record | None:
         record = self._table.get((claim.scope, claim.key))
