@@ -21,6 +21,7 @@ __all__ = ["BROKERS", "Broker", "BrokerError", "BrokerMissing", "broker_class", 
 BROKERS = {
     "rabbitmq": "scripts.brokers.rabbitmq:RabbitMQ",
     "nats": "scripts.brokers.nats:NATS",
+    "kafka": "scripts.brokers.kafka:Kafka",
 }
 """Each broker's name and where its class lives."""
 

@@ -36,7 +36,6 @@ def _install(names: list[str]) -> int:
     for name in names:
         try:
             broker_class(name).install()
-            broker_class(name).require()
         except BrokerError as exc:
             failures += 1
             print(exc, file=sys.stderr)

@@ -57,6 +57,7 @@ class Broker(ABC):
     """
 
     name: ClassVar[str]
+    url: str  # what msgbus connects with; the same before and after a restart
     start_timeout: ClassVar[float] = 60.0  # seconds; generous: several brokers may start at once on two cores
     stop_timeout: ClassVar[float] = 30.0  # seconds for an orderly shutdown before it is killed
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
@@ -70,27 +71,35 @@ class Broker(ABC):
         self._prepared = False
 
     @classmethod
-    @abstractmethod
     def install(cls) -> None:
-        """Install what the broker needs; does nothing where it is there already.
+        """Install what the broker needs; nothing where it is there already.
 
         Raises:
             BrokerMissing: It cannot be installed here; one line says what to do.
         """
+        if cls._missing():
+            cls._install()
+        cls.require()
 
     @classmethod
-    @abstractmethod
     def require(cls) -> None:
         """Check that everything needed is installed.
 
         Raises:
             BrokerMissing: Something is not; one line says how to get it.
         """
+        if missing := cls._missing():
+            raise BrokerMissing(f"{cls.name}: {missing}")
 
-    @property
+    @classmethod
     @abstractmethod
-    def url(self) -> str:
-        """The URL that msgbus connects with; the same before and after a restart."""
+    def _missing(cls) -> str | None:
+        """Say what is not installed and how to get it, in one line; None if nothing is missing."""
+
+    @classmethod
+    @abstractmethod
+    def _install(cls) -> None:
+        """Install what is missing."""
 
     @abstractmethod
     def _prepare(self) -> None:

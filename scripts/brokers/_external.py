@@ -15,20 +15,16 @@ class ExternalBroker(Broker):
 
     def __init__(self, name: str, url: str) -> None:
         self.name = name  # type: ignore[misc]  # a class variable elsewhere: here each object stands for another broker
-        self._url = url
+        self.url = url
         self.folder = self.log = Path("/nonexistent")
 
     @classmethod
-    def install(cls) -> None:
-        return
+    def _missing(cls) -> None:
+        return None
 
     @classmethod
-    def require(cls) -> None:
+    def _install(cls) -> None:
         return
-
-    @property
-    def url(self) -> str:
-        return self._url
 
     @property
     def controllable(self) -> bool:

