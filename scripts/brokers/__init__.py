@@ -22,6 +22,11 @@ BROKERS = {
     "rabbitmq": "scripts.brokers.rabbitmq:RabbitMQ",
     "nats": "scripts.brokers.nats:NATS",
     "kafka": "scripts.brokers.kafka:Kafka",
+    "elasticmq": "scripts.brokers.aws:ElasticMQ",
+    "ministack": "scripts.brokers.aws:MiniStack",
+    "moto": "scripts.brokers.aws:Moto",
+    "redis": "scripts.brokers.databases:Redis",
+    "postgres": "scripts.brokers.databases:Postgres",
 }
 """Each broker's name and where its class lives."""
 

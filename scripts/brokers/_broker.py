@@ -261,7 +261,14 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str, *, ever
         time.sleep(every)
 
 
-def run_step(command: list[str], *, env: dict[str, str] | None = None, timeout: float = 600.0) -> str:
+def run_step(
+    command: list[str],
+    *,
+    env: dict[str, str] | None = None,
+    user: str | None = None,
+    cwd: Path | None = None,
+    timeout: float = 600.0,
+) -> str:
     """Run a helper program to its end and return what it printed.
 
     Raises:
@@ -272,6 +279,10 @@ def run_step(command: list[str], *, env: dict[str, str] | None = None, timeout: 
         done = subprocess.run(
             command,
             env={**os.environ, **(env or {})},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

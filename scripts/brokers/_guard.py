@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import select
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _CHECK_EVERY = 0.5  # seconds; a forked copy of the parent may hold our input open, so its process id is looked at too
 
 
@@ -31,6 +33,7 @@ def main() -> int:
     """Start the broker, wait for its end or the parent's, and return the broker's exit status."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     parent = os.getppid()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         child = _spawn(spec)
     except (OSError, LookupError) as exc:
@@ -38,23 +41,23 @@ def main() -> int:
         return 1
     print(child.pid, flush=True)
     orphaned = _watch(child, parent)
-    with contextlib.suppress(ProcessLookupError):  # what the broker left behind in its process group, if anything
+    if orphaned:
         os.killpg(child.pid, signal.SIGKILL)
     status = child.wait()
+    _sweep()
     if orphaned:
         shutil.rmtree(spec["folder"], ignore_errors=True)
     return 128 - status if status < 0 else status
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
 
 
 def _spawn(spec: dict[str, Any]) -> subprocess.Popen[bytes]:
     identity: dict[str, Any] = {}
     if spec["user"]:
         identity = {"user": spec["user"], "group": spec["user"], "extra_groups": []}
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def die_with_guard() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
     with Path(spec["log"]).open("ab") as log:
         return subprocess.Popen(
             spec["command"],
@@ -64,7 +67,8 @@ def _spawn(spec: dict[str, Any]) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             process_group=0,  # so that one signal pauses or kills it with its children, and never the guard
-            preexec_fn=die_with_guard,  # noqa: PLW1509 - one thread; runs after the change of user, which would clear it
+            # One thread, so safe. It runs after the change of user, which would clear the setting.
+            preexec_fn=functools.partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
             **identity,
         )
 
@@ -81,6 +85,20 @@ def _watch(child: subprocess.Popen[bytes], parent: int) -> bool:
                 return True
     finally:
         os.close(exited)
+
+
+def _sweep() -> None:
+    """Kill and reap what the broker left behind, in whatever process group: as orphans they became our children."""
+    while True:
+        for line in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it ended while we looked
+                pid, _, rest = line.read_text().partition(" ")
+                if int(rest.rpartition(")")[2].split()[1]) == os.getpid():
+                    os.kill(int(pid), signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from scripts.brokers._broker import BrokerError, BrokerMissing, run_step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["apt_install", "cache_folder", "installed", "maven_jars", "pip_install"]
+__all__ = ["apt_install", "cache_folder", "maven_jars", "pip_install", "pip_missing"]
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _REFUSE = "#!/bin/sh\n# Written by msgbus's broker installer: do not start services.\nexit 101\n"
@@ -27,12 +29,10 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("MSGBUS_CACHE") or Path.home() / ".cache" / "msgbus") / name
 
 
-def installed(package: str) -> str | None:
-    """Return the version of an installed Python package, None if there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def pip_missing(*requirements: str) -> str | None:
+    """Say which of the Python packages are missing and how to get them; None if all are installed."""
+    missing = [requirement for requirement in requirements if not _pip_installed(requirement)]
+    return f"Python packages not installed: pip install {shlex.join(missing)}" if missing else None
 
 
 def pip_install(broker: str, *requirements: str) -> None:
@@ -69,6 +69,15 @@ def _apt(hint: str, *arguments: str) -> None:
         run_step(command, env={"DEBIAN_FRONTEND": "noninteractive"}, timeout=1200)
     except BrokerError as exc:
         raise BrokerMissing(f"{hint} ({exc})") from exc
+
+
+def _pip_installed(requirement: str) -> bool:
+    name = re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _dpkg_installed(package: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 from typing import TYPE_CHECKING
 
-from scripts.brokers._broker import Broker, Launch, run_step
-from scripts.brokers._install import apt_install, cache_folder, maven_jars
+from scripts.brokers._broker import Launch, run_step
+from scripts.brokers._java import JavaBroker
 from scripts.brokers._net import HOST, exchange, free_port
 
 if TYPE_CHECKING:
@@ -15,61 +14,39 @@ if TYPE_CHECKING:
 
 __all__ = ["Kafka"]
 
-# 4.4.0 asks for an artifact that Maven Central does not have (kafka-tools-api of the same version).
-_VERSION = "4.3.1"
-_ARTIFACTS = (
-    f"org.apache.kafka:kafka_2.13:{_VERSION}",
-    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",  # without it the server logs nothing
-)
 _CLUSTER = "bXNnYnVzLXRlc3QtMDAwMA"  # any 16 bytes in base64
-# The client compiler alone: on two cores the optimising one competes with the Python client for minutes.
-_JAVA = ["java", "-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
 _API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 1, -1)  # size, ApiVersions v0, correlation 1, no client id
 
 
-class Kafka(Broker):
+class Kafka(JavaBroker):
     """A single Kafka node: topics have four partitions by default and are never made by accident."""
 
     name = "kafka"
+    artifacts = (
+        # 4.4.0 asks for an artifact that Maven Central does not have (kafka-tools-api of the same version).
+        "org.apache.kafka:kafka_2.13:4.3.1",
+        "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",  # without it the server logs nothing
+    )
+    heap = "512m"
 
     def __init__(self) -> None:
         super().__init__()
         self.port, self._controller_port = free_port(), free_port()
         self.url = f"kafka://{HOST}:{self.port}"
 
-    @classmethod
-    def _missing(cls) -> str | None:
-        if shutil.which("java") is None:
-            return "java not found: apt-get install openjdk-17-jre-headless"
-        return None if _jars().is_dir() else f"no jars in {_jars()}: python -m scripts.brokers --install kafka"
-
-    @classmethod
-    def _install(cls) -> None:
-        if shutil.which("java") is None:
-            apt_install(cls.name, "openjdk-17-jre-headless")
-        maven_jars(cls.name, _jars(), _ARTIFACTS)
-
     def _prepare(self) -> None:
         (self.folder / "server.properties").write_text(_properties(self.port, self._controller_port, self.folder))
         (self.folder / "log4j2.properties").write_text(_LOG4J)
-        run_step(
-            [*self._java("kafka.tools.StorageTool"), "format", "-t", _CLUSTER, "-c", f"{self.folder}/server.properties"]
-        )
+        format_storage = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", f"{self.folder}/server.properties"]
+        run_step(self._java(*format_storage))
 
     def _launch(self) -> Launch:
-        return Launch([*self._java("kafka.Kafka"), str(self.folder / "server.properties")])
+        log4j = f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties"
+        return Launch(self._java(log4j, "kafka.Kafka", str(self.folder / "server.properties")))
 
     def _ready(self) -> bool:
         # Its sockets open long before it serves: the request is answered once the broker is registered and unfenced.
         return exchange(self.port, _API_VERSIONS, 10)[4:10] == b"\x00\x00\x00\x01\x00\x00"
-
-    def _java(self, main: str) -> list[str]:
-        log4j = f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties"
-        return [*_JAVA, log4j, "-cp", f"{_jars()}/*", main]
-
-
-def _jars() -> Path:
-    return cache_folder(f"kafka-{_VERSION}")
 
 
 def _properties(port: int, controller_port: int, folder: Path) -> str:
