@@ -91,6 +91,7 @@ disk_free_limit.absolute = 50MB
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_NODENAME": self._node,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-code_path_choice strict",  # fewer look-ups: most of a second
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
         }
