@@ -276,12 +276,16 @@ def test_heal_ends_random_cuts(proxy, connect):
     assert ask(connect()) == b"ping"
 
 
-def test_a_broker_that_refuses_is_passed_on_as_a_reset(proxy, echo, connect):
-    echo.close()
-    connection = connect()
-    with pytest.raises(ConnectionResetError):
-        ask(connection)
-    until(lambda: proxy.connections == 0)
+def test_a_broker_that_refuses_is_passed_on_as_a_reset():
+    with socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))  # taken, and not listening
+        with (
+            FaultProxy(*refusing.getsockname()) as proxy,
+            socket.create_connection((proxy.host, proxy.port), timeout=PATIENCE) as connection,
+        ):
+            with pytest.raises(ConnectionError):
+                ask(connection)
+            until(lambda: proxy.connections == 0)
 
 
 def test_close_ends_the_thread_and_frees_the_port(echo):
