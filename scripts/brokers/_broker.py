@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+from msgbus.testing.faults import FaultProxy
+from scripts.brokers._net import HOST
+
 __all__ = ["Broker", "BrokerError", "BrokerMissing", "Launch", "run_step", "wait_until"]
 
 _GUARD = Path(__file__).with_name("_guard.py")
@@ -29,7 +32,7 @@ class BrokerError(RuntimeError):
     """A broker could not be started, stopped or controlled. The text says which and shows the tail of its log."""
 
 
-class BrokerMissing(BrokerError):  # noqa: N818 - reads as what it is: `except BrokerMissing`
+class BrokerMissing(BrokerError):
     """Something that a broker needs is not installed. The text is one line that says how to get it."""
 
 
@@ -58,6 +61,7 @@ class Broker(ABC):
 
     name: ClassVar[str]
     url: str  # what msgbus connects with; the same before and after a restart
+    port: int  # where clients connect
     start_timeout: ClassVar[float] = 60.0  # seconds; generous: several brokers may start at once on two cores
     stop_timeout: ClassVar[float] = 30.0  # seconds for an orderly shutdown before it is killed
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
@@ -181,6 +185,14 @@ class Broker(ABC):
     def resume(self) -> None:
         """SIGCONT all its processes."""
         os.killpg(self.pid, signal.SIGCONT)
+
+    def proxy(self) -> FaultProxy:
+        """Return a new fault proxy in front of the broker; clients reach it by ``url_through``."""
+        return FaultProxy(HOST, self.port)
+
+    def url_through(self, proxy: FaultProxy) -> str:
+        """Return the URL that msgbus connects through *proxy* with."""
+        return self.url.replace(f":{self.port}", f":{proxy.port}")
 
     def close(self) -> None:
         """Kill the broker and remove its folder. May be called again."""

@@ -47,6 +47,9 @@ class ExternalBroker(Broker):
     def kill(self) -> NoReturn:
         self._refuse()
 
+    def proxy(self) -> NoReturn:
+        self._refuse()
+
     def close(self) -> None:
         return
 

@@ -7,7 +7,7 @@ import socket
 import urllib.request
 from pathlib import Path
 
-__all__ = ["exchange", "free_port", "http_status"]
+__all__ = ["HOST", "exchange", "free_port", "http_status"]
 
 HOST = "127.0.0.1"
 _LOWEST = 15000

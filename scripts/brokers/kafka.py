@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
+from msgbus.testing.faults import FaultProxy
 from scripts.brokers._broker import Launch, run_step
 from scripts.brokers._java import JavaBroker
 from scripts.brokers._net import HOST, exchange, free_port
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["Kafka"]
 
@@ -32,10 +29,16 @@ class Kafka(JavaBroker):
     def __init__(self) -> None:
         super().__init__()
         self.port, self._controller_port = free_port(), free_port()
+        # Clients go where the broker tells them to: those that come through a proxy have to be told the proxy's port.
+        self._behind_proxy_port, self._proxy_port = free_port(), free_port()
         self.url = f"kafka://{HOST}:{self.port}"
 
+    def proxy(self) -> FaultProxy:
+        """Return a fault proxy in front of the broker, one at a time: its port is known to the broker beforehand."""
+        return FaultProxy(HOST, self._behind_proxy_port, listen_port=self._proxy_port)
+
     def _prepare(self) -> None:
-        (self.folder / "server.properties").write_text(_properties(self.port, self._controller_port, self.folder))
+        (self.folder / "server.properties").write_text(self._properties())
         (self.folder / "log4j2.properties").write_text(_LOG4J)
         format_storage = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", f"{self.folder}/server.properties"]
         run_step(self._java(*format_storage))
@@ -48,17 +51,17 @@ class Kafka(JavaBroker):
         # Its sockets open long before it serves: the request is answered once the broker is registered and unfenced.
         return exchange(self.port, _API_VERSIONS, 10)[4:10] == b"\x00\x00\x00\x01\x00\x00"
 
-
-def _properties(port: int, controller_port: int, folder: Path) -> str:
-    return f"""\
+    def _properties(self) -> str:
+        return f"""\
 process.roles=broker,controller
 node.id=1
-controller.quorum.voters=1@{HOST}:{controller_port}
-listeners=PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}
-advertised.listeners=PLAINTEXT://{HOST}:{port}
+controller.quorum.voters=1@{HOST}:{self._controller_port}
+listeners=PLAIN://{HOST}:{self.port},PROXIED://{HOST}:{self._behind_proxy_port},CONTROLLER://{HOST}:{self._controller_port}
+advertised.listeners=PLAIN://{HOST}:{self.port},PROXIED://{HOST}:{self._proxy_port}
+inter.broker.listener.name=PLAIN
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs={folder}/data
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAIN:PLAINTEXT,PROXIED:PLAINTEXT
+log.dirs={self.folder}/data
 num.partitions=4
 auto.create.topics.enable=false
 # One node: whatever Kafka keeps for itself has one replica, and few partitions, so that it is there sooner.
