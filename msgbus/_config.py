@@ -69,6 +69,7 @@ def load_settings(**overrides: Any) -> tuple[Settings, bool]:
         ConfigError: A variable is unknown or its value does not fit; the text names it and what is accepted.
     """
     from pydantic import ValidationError  # noqa: PLC0415 - importing msgbus stays quick
+    from pydantic_settings import SettingsError  # noqa: PLC0415
 
     _refuse_unknown_variables()
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -76,6 +77,8 @@ def load_settings(**overrides: Any) -> tuple[Settings, bool]:
         raw = _environment()(**given)
     except ValidationError as exc:
         raise ConfigError(_explain(exc, set(given))) from None
+    except SettingsError:  # its text names the field only
+        raise ConfigError("MSGBUS_ROUTES: takes a JSON object from channel pattern to URL") from None
     values = {name: getattr(raw, name) for name in _NAMES}
     chosen = values["url"] is not None
     values["url"] = BusURL.parse(DEFAULT_URL if values["url"] is None else values["url"])

@@ -415,7 +415,7 @@ def test_a_batch_that_raises_otherwise_fails_as_a_whole(error: Exception) -> Non
 
 
 def test_deliveries_can_be_settled_early_but_only_once() -> None:
-    """ack, nack and reject wait for the broker; a second settlement is a named error; the handler's end adds nothing."""
+    """ack, nack and reject wait for the broker; settling twice is a named error; the handler's end adds nothing."""
     bus, log = make_bus(), []
 
     @bus.on(keyed, retry=Retry(attempts=3))
