@@ -37,8 +37,11 @@ VALUES (?, ?, ?, ?, 0, ?, NULL)
 _EXTEND = """
 UPDATE msgbus_claim SET expires = ? WHERE scope = ? AND key = ? AND owner = ? AND done = 0 AND expires > ?
 """
+# A claim whose lease ended may have been purged; if nobody has taken the key since, it is completed all the same.
 _COMPLETE = """
-UPDATE msgbus_claim SET done = 1, expires = ?, reply = ? WHERE scope = ? AND key = ? AND owner = ? AND done = 0
+INSERT INTO msgbus_claim (scope, key, owner, fingerprint, done, expires, reply) VALUES (?, ?, ?, ?, 1, ?, ?)
+ON CONFLICT (scope, key) DO UPDATE SET done = 1, expires = excluded.expires, reply = excluded.reply
+WHERE owner = excluded.owner AND done = 0
 """
 _RELEASE = "DELETE FROM msgbus_claim WHERE scope = ? AND key = ? AND owner = ? AND done = 0"
 _PURGE = """
@@ -160,7 +163,7 @@ def _extend(tx: Transaction, claim: Claim) -> StoreError | None:
 
 def _complete(tx: Transaction, completion: Completion) -> StoreError | None:
     claim, until = completion.claim, tx.now + completion.ttl
-    values = (until, completion.reply, claim.scope, claim.key, claim.owner)
+    values = (claim.scope, claim.key, claim.owner, claim.fingerprint, until, completion.reply)
     return _unless_lost(claim, tx.db.execute(_COMPLETE, values))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from msgbus.adapter import Ack, Clock, Nack, Outcome, Received, SubscribeOptions, Subscription
-from msgbus.errors import ClosedError, SettleError
+from msgbus.errors import ClosedError, LeaseLost, SettleError
 from msgbus_sqlite import _lanes as lanes
 from msgbus_sqlite import _messages as messages
 from msgbus_sqlite._messages import Receipt, Row
@@ -98,7 +98,7 @@ class SQLiteSubscription(Subscription):
         together = [*outcomes, *self._behind(outcomes)]
         future = self._writer.submit(lambda tx: _settle(tx, together))
         future.add_done_callback(lambda done: self._settled(done, together))
-        return (await future)[: len(outcomes)]
+        return (await asyncio.shield(future))[: len(outcomes)]
 
     async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:
         """Extend leases in one transaction."""
@@ -142,7 +142,7 @@ class SQLiteSubscription(Subscription):
 
     def _leased(self, future: asyncio.Future[Found]) -> None:
         self._leasing = None
-        if future.cancelled() or future.exception() is not None:
+        if future.exception() is not None:
             return
         found, self._next_moment = future.result()
         for row, receipt in found:
@@ -202,10 +202,12 @@ class SQLiteSubscription(Subscription):
         return [Nack(received, counted=False) for received in behind]
 
     def _settled(self, future: asyncio.Future[list[SettleError | None]], outcomes: Sequence[Outcome]) -> None:
-        if future.cancelled() or future.exception() is None:
-            for outcome in outcomes:
+        if future.exception() is not None:
+            return
+        for outcome, error in zip(outcomes, future.result(), strict=True):
+            if error is None or isinstance(error, LeaseLost):
                 self._held.pop(outcome.received.receipt, None)
-            self._signal.set()  # there is room again
+        self._signal.set()  # there is room again
 
     async def _close(self) -> None:
         self._on_close(self)
