@@ -20,6 +20,8 @@ _MODULES = (
     "settling",
     "retry",
     "dead_letters",
+    "order",
+    "leases",
 )
 _STORE_MODULES = ("stores",)
 

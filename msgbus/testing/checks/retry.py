@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from msgbus import Delivery, Queue, Reject, Retry, RetryAfter, Topic
 from msgbus.testing._check import check
-import itertools
 
 if TYPE_CHECKING:
     from msgbus.testing.case import Case
@@ -87,7 +87,7 @@ async def no_retry_is_early(t: Case) -> None:
         await bus.send_many(WORK, [f"m{n}" for n in range(5)])
         await t.eventually(lambda: sum(map(len, moments.values())) >= 20)
 
-    gaps = [b - a for times in moments.values() for a, b in itertools.pairwise(times)]
+    gaps = [b - a for times in moments.values() for a, b in pairwise(times)]
     assert min(gaps) >= t.tick, f"a retry came {t.tick - min(gaps):.3f} s early"
     late = sorted(round((gap - t.tick) * 1000) for gap in gaps)
     t.note(lateness_ms={"min": late[0], "median": late[len(late) // 2], "max": late[-1]})
