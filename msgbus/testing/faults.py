@@ -245,6 +245,8 @@ class _Link:
                     pumps.create_task(self._pump(side))
         except OSError:  # the broker refuses: so do we, as well as one can after the kernel has accepted
             self._streams["client"].reset()
+        except asyncio.CancelledError:  # by reset(), and by nobody else: the link's task is ours
+            pass
         finally:
             for stream in self._streams.values():
                 stream.writer.close()

@@ -175,8 +175,9 @@ class Broker(ABC):
     def kill(self) -> None:
         """SIGKILL all its processes and keep its data; nothing if it does not run."""
         if self.running:
-            self._signal(signal.SIGKILL)
-            self._reap(self.stop_timeout)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself a moment ago: what was wanted
+                os.killpg(self._pid, signal.SIGKILL)
+        self._reap(self.stop_timeout)
 
     def pause(self) -> None:
         """SIGSTOP all its processes: connections stay open and nothing answers."""
@@ -241,17 +242,13 @@ class Broker(ABC):
             raise BrokerError(f"its process ended with status {self._guard.returncode}")
         return self._ready()
 
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself a moment ago: what was wanted
-            os.killpg(self._pid, number)
-
     def _reap(self, timeout: float) -> None:
-        guard = self._guard
-        assert guard is not None
-        guard.wait(timeout)
-        for pipe in (guard.stdin, guard.stdout):
-            if pipe is not None:
-                pipe.close()
+        if self._guard is not None:
+            self._guard.wait(timeout)
+            assert self._guard.stdin is not None
+            assert self._guard.stdout is not None
+            self._guard.stdin.close()
+            self._guard.stdout.close()
 
     def _tail(self) -> str:
         if not self.log.exists():

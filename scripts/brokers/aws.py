@@ -53,7 +53,7 @@ pekko.loglevel = "INFO"
 node-address {{ host = "{HOST}", port = {self.port} }}
 rest-sqs {{ bind-hostname = "{HOST}", bind-port = {self.port}, sqs-limits = strict }}
 queues-storage {{ enabled = true, path = "{self.folder}/queues.conf" }}
-messages-storage {{ enabled = true, uri = "jdbc:h2:{self.folder}/messages" }}
+messages-storage {{ enabled = true, uri = "jdbc:h2:{self.folder}/messages;WRITE_DELAY=0" }}
 aws {{ region = "us-east-1", accountId = "000000000000" }}
 """
         )

@@ -16,7 +16,7 @@ import pytest
 
 from scripts.brokers import Broker, BrokerError, BrokerMissing, make
 
-__all__ = ["brokers", "require_broker", "unavailable"]
+__all__ = ["BrokerPool", "brokers", "require_broker", "unavailable"]
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -37,7 +37,7 @@ def require_broker(name: str) -> Broker:
         unavailable(str(exc))
 
 
-class _Pool:
+class BrokerPool:
     """Brokers by name, each started when it is first asked for."""
 
     def __init__(self) -> None:
@@ -46,6 +46,7 @@ class _Pool:
         self._closing = contextlib.ExitStack()
 
     def __call__(self, name: str) -> Broker:
+        """Return the named broker, running; the test is skipped, or fails, as ``require_broker`` has it."""
         if name in self._failures:  # once is enough: each try may take a minute
             pytest.fail(self._failures[name], pytrace=False)
         broker = self._brokers.get(name)
@@ -63,12 +64,13 @@ class _Pool:
         return broker
 
     def close(self) -> None:
+        """Stop all that were started."""
         self._closing.close()
 
 
 @pytest.fixture(scope="session")
 def brokers() -> Iterator[Callable[[str], Broker]]:
     """Return a function from a broker's name to the test session's running one."""
-    pool = _Pool()
+    pool = BrokerPool()
     yield pool
     pool.close()
