@@ -81,6 +81,7 @@ class Capabilities:
             ``fixed``, or ``renewable`` by `Subscription.extend`.
         replay: `SubscribeOptions.start` works: a position, a time, or the earliest message.
         browse: `Adapter.browse` works, without disturbing consumers.
+        remove: `Adapter.remove` works, so that a temporary group leaves nothing behind.
         unroutable: Publishing to a queue that does not exist is noticed.
         dedupe_window: For so many seconds the broker drops a second message with the same id; 0 for never.
         durable: What was confirmed survives a restart of the broker.
@@ -104,6 +105,7 @@ class Capabilities:
     lease: Literal["none", "fixed", "renewable"] = "none"
     replay: bool = False
     browse: bool = False
+    remove: bool = False
     unroutable: bool = False
     dedupe_window: float = 0.0
     durable: bool = True
@@ -283,6 +285,13 @@ class Adapter(ABC):
             after: The ``position`` (as text) of the last message of the page before, or None for the first page.
         """
         raise UnsupportedFeature(self.name, "browse")
+
+    async def remove(self, source: Source) -> None:
+        """Remove *source* with its messages and dead letters (``capabilities.remove``); nobody consumes it any more.
+
+        Of a topic only the group goes. Removing what does not exist does nothing.
+        """
+        raise UnsupportedFeature(self.name, "remove")
 
     @abstractmethod
     async def aclose(self) -> None:

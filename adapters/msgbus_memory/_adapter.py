@@ -64,6 +64,7 @@ class MemoryAdapter(Adapter):
         delivery_count="exact",
         lease="renewable",
         browse=True,
+        remove=True,
         unroutable=True,
         durable=False,
         multi_process=False,
@@ -113,6 +114,11 @@ class MemoryAdapter(Adapter):
         """Return messages in order, in whatever state they are, without receiving them."""
         self._check_open()
         return self._broker.box(source).browse(limit, int(after or 0))
+
+    async def remove(self, source: Source) -> None:
+        """Remove *source* with its messages and dead letters."""
+        self._check_open()
+        self._broker.remove(source)
 
     async def aclose(self) -> None:
         """Close all subscriptions. What is in a named broker stays as long as another adapter uses it."""

@@ -118,6 +118,13 @@ class Broker:
         self._boxes.pop(_place(Source(address)), None)
         self._routes.pop((address.kind, address.name), None)
 
+    def remove(self, source: Source) -> None:
+        """Remove *source* with all that is in it."""
+        self._boxes.pop(_place(source), None)
+        if source.address.kind is not Kind.TOPIC:
+            self._addresses.pop((source.address.kind, source.address.name), None)
+        self._routes.clear()
+
     def _compare(self, address: Address) -> None:
         known = self._addresses.get((address.kind, address.name))
         if known is not None and known.keyed != address.keyed:

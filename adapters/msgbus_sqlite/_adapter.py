@@ -34,7 +34,7 @@ from msgbus_sqlite._publish import MAX_BODY, prepare, publish
 from msgbus_sqlite._reader import Reader
 from msgbus_sqlite._schema import BUS, open_database
 from msgbus_sqlite._subscription import SQLiteSubscription, next_moment
-from msgbus_sqlite._topology import Place, Routes, add_reply, declare, find, sweep_replies
+from msgbus_sqlite._topology import Place, Routes, add_reply, declare, drop, find, sweep_replies
 from msgbus_sqlite._writer import Transaction, Writer
 
 __all__ = ["SQLiteAdapter"]
@@ -55,6 +55,7 @@ class SQLiteAdapter(Adapter):
         delivery_count="exact",
         lease="renewable",
         browse=True,
+        remove=True,
         unroutable=True,
         max_body=MAX_BODY,
     )
@@ -152,6 +153,10 @@ class SQLiteAdapter(Adapter):
         return await self._reader.query(
             lambda db: queries.browse(db, find(db, source).id + source.dead, limit=limit, after=position)
         )
+
+    async def remove(self, source: Source) -> None:
+        """Remove *source* with its messages and dead letters."""
+        await self._writer.submit(lambda tx: drop(tx, source))
 
     async def aclose(self) -> None:
         """Give back what is unsettled, close the file, end the threads."""

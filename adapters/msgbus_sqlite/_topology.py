@@ -10,7 +10,7 @@ from msgbus.adapter import Address, Kind, Provision, Source, Topology, is_patter
 from msgbus.errors import TopologyError
 from msgbus_sqlite._writer import Transaction
 
-__all__ = ["Place", "Routes", "add_reply", "declare", "drop_reply", "find", "keep_reply", "sweep_replies"]
+__all__ = ["Place", "Routes", "add_reply", "declare", "drop", "drop_reply", "find", "keep_reply", "sweep_replies"]
 
 _REPLY_LIFE = 600.0
 """Seconds after which the reply queue of a process that has not been heard of is dropped."""
@@ -117,13 +117,25 @@ def sweep_replies(tx: Transaction) -> None:
     _drop(tx, [row for (row,) in rows.fetchall()])
 
 
+def drop(tx: Transaction, source: Source) -> None:
+    """Drop *source* with what is in it."""
+    rows = tx.db.execute(
+        "SELECT id FROM msgbus_source WHERE kind = ? AND name = ? AND grp = ?",
+        (source.address.kind.value, source.address.name, source.group),
+    )
+    _drop(tx, [row for (row,) in rows.fetchall()])
+
+
 def _drop(tx: Transaction, rows: list[int]) -> None:
     for row in rows:
         places = (2 * row, 2 * row + 1)
-        tx.db.execute(
-            "DELETE FROM msgbus_message WHERE id IN (SELECT id FROM msgbus_entry WHERE place IN (?, ?))", places
-        )
-        tx.db.execute("DELETE FROM msgbus_entry WHERE place IN (?, ?)", places)
+        for table in ("msgbus_entry", "msgbus_keyed"):
+            tx.db.execute(
+                f"DELETE FROM msgbus_message WHERE id IN (SELECT id FROM {table} WHERE place IN (?, ?))",  # noqa: S608 - ours
+                places,
+            )
+        for table in ("msgbus_entry", "msgbus_keyed", "msgbus_lane"):
+            tx.db.execute(f"DELETE FROM {table} WHERE place IN (?, ?)", places)  # noqa: S608 - ours
         tx.db.execute("DELETE FROM msgbus_source WHERE id = ?", (row,))
     if rows:
         _changed(tx)

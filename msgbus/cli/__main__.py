@@ -1,0 +1,7 @@
+"""``python -m msgbus.cli``."""
+
+from __future__ import annotations
+
+from msgbus.cli import main
+
+main()

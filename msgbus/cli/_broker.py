@@ -1,0 +1,114 @@
+"""Open a broker for one command, and find what a name stands for there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from msgbus._bus import Bus
+from msgbus._channel import Channel, Queue, RequestReply, Topic
+from msgbus._names import is_pattern
+from msgbus._session import Session
+from msgbus._url import BusURL
+from msgbus.adapter import Kind, Provision
+from msgbus.cli._errors import Failed, Misuse
+from msgbus.errors import TopologyError, UnsupportedFeature
+
+__all__ = ["agree", "change", "execute", "find", "like", "no_key", "opened", "split_label"]
+
+T = TypeVar("T")
+
+
+def execute(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine."""
+    return asyncio.run(coroutine)
+
+
+def change(bus: Bus, url: str | None) -> Bus:
+    """Return *bus* with another broker, if one is given."""
+    if url is not None:
+        bus._overrides["url"] = BusURL.parse(url)  # noqa: SLF001 - as if the bus had been made with it
+    return bus
+
+
+def like(bus: Bus, url: str | None, topology: Provision) -> Bus:
+    """Return a bus with the settings of *bus* and none of its handlers."""
+    settings = dict(bus._overrides)  # noqa: SLF001 - they are the arguments of Bus
+    settings["url"] = url or settings["url"]
+    return Bus(**{**settings, "topology": topology})
+
+
+@asynccontextmanager
+async def opened(bus: Bus) -> AsyncIterator[Session]:
+    """Open *bus* and give its session, which knows adapters and sources."""
+    async with bus:
+        yield bus._open  # noqa: SLF001 - the commands look at what applications have no use for
+
+
+def split_label(label: str, group: str | None) -> tuple[str, str | None]:
+    """Take a subscription's label, ``channel`` or ``channel@group``, apart.
+
+    Raises:
+        Misuse: *group* says something else.
+    """
+    name, at, own = label.partition("@")
+    if at and group is not None and group != own:
+        raise Misuse(f"{label!r} names the group {own!r}, and --group the group {group!r}")
+    return name, own if at else group
+
+
+async def find(session: Session, name: str, group: str | None) -> Channel[Any]:
+    """Return the channel that exists at the broker under *name*; the session must only verify.
+
+    With a group it is a topic that has that group; without, a queue, a request channel or (the topic alone) a topic.
+
+    Raises:
+        Failed: There is no such thing.
+    """
+    if group is not None or is_pattern(name):
+        candidates = _topics(name)
+    else:
+        candidates = [*_queues(name), RequestReply(name, bytes, bytes), *_topics(name)]
+    try:
+        return await agree(session, candidates, group)
+    except TopologyError as exc:
+        what = f"{name}@{group}" if group else name
+        raise Failed(f"{what!r} was not found at {session.settings.url}: {exc}") from exc
+
+
+async def agree(session: Session, candidates: Sequence[Channel[Any]], group: str | None) -> Channel[Any]:
+    """Declare the candidates one after the other; return the first that the broker agrees with.
+
+    Whether a queue has a key, and whether a name is a queue's or a request channel's, only the broker knows.
+
+    Raises:
+        TopologyError: It agrees with none; what it said about the first.
+    """
+    problem: Exception | None = None
+    for channel in candidates:
+        connection, source = await session.source(channel, group or ("" if channel.kind is Kind.TOPIC else None))
+        try:
+            if source.group or channel.kind is not Kind.TOPIC:
+                await connection.declare(sources=[source])
+            else:
+                await connection.declare(addresses=[source.address])
+        except (TopologyError, UnsupportedFeature) as exc:
+            problem = problem or exc
+        else:
+            return channel
+    assert problem is not None
+    raise problem
+
+
+def _queues(name: str) -> list[Channel[Any]]:
+    return [Queue(name, bytes), Queue(name, bytes, key=no_key)]
+
+
+def _topics(name: str) -> list[Channel[Any]]:
+    return [Topic(name, bytes), Topic(name, bytes, key=no_key)]
+
+
+def no_key(_: bytes) -> None:
+    """Make a channel a keyed one."""

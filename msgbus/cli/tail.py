@@ -1,0 +1,142 @@
+"""``msgbus tail``: look at messages without taking them from anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from msgbus._bus import Bus
+from msgbus._channel import Channel
+from msgbus._connections import Connection
+from msgbus._message import Message, new_id
+from msgbus._session import Session
+from msgbus.adapter import Ack, Kind, Provision, Received, Source, SubscribeOptions
+from msgbus.cli import _options as options
+from msgbus.cli._broker import execute, find, opened, split_label
+from msgbus.cli._errors import warn
+from msgbus.cli._output import message_data, print_json, print_message
+from msgbus.errors import BrokerUnavailable, MsgbusError, UnsupportedFeature
+
+app = typer.Typer()
+
+_LOOK = 0.5
+"""Seconds between two looks at a queue; what comes and goes in between is not seen."""
+_PAGE = 100
+
+Name = Annotated[str, typer.Argument(metavar="CHANNEL", help="A queue, topic, pattern or TOPIC@GROUP.")]
+Show = Callable[[Received], bool]
+"""Prints a message; returns whether it was the last one that was asked for."""
+
+
+@app.command("tail")
+def tail(
+    channel: Name,
+    group: options.Group = None,
+    limit: options.Limit = None,
+    url: options.Url = None,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Show messages as they come, until Ctrl-C or --limit; nobody else misses any.
+
+    A topic is read through a group of its own, made for the time being: what is published from now on. A queue, or a
+    topic's group, is looked at twice a second where the broker can be browsed: what waits there, from the oldest on.
+
+    Example: `msgbus tail 'order.*' --json | jq .body`
+    """
+    name, group = split_label(channel, group)
+    execute(_tail(name, group, _printer(limit, as_json=as_json), url))
+
+
+async def _tail(name: str, group: str | None, show: Show, url: str | None) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        async with opened(Bus(url, topology=Provision.VERIFY)) as session:
+            channel = await find(session, name, group)
+            if channel.kind is not Kind.TOPIC or group is not None:
+                await _look(session, channel, group, show)
+                return
+        async with opened(Bus(url)) as session:
+            await _listen(session, channel, show)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
+async def _look(session: Session, channel: Channel[Any], group: str | None, show: Show) -> None:
+    connection, source = await session.source(channel, group)
+    adapter = connection.adapter
+    if not adapter.capabilities.browse:
+        raise UnsupportedFeature(adapter.name, "browse", f"{source} cannot be looked at without taking its messages")
+    after: str | None = None
+    while True:
+        page = await adapter.browse(source, limit=_PAGE, after=after)
+        for received in page:
+            if show(received):
+                return
+        if page:
+            after = str(page[-1].position)
+        else:
+            await asyncio.sleep(_LOOK)
+
+
+async def _listen(session: Session, channel: Channel[Any], show: Show) -> None:
+    connection, source = await session.source(channel, f"tail-{os.getpid()}-{new_id()[:6]}")
+    await connection.declare(sources=[source])
+    try:
+        await _receive(connection, source, session.settings.lease, show)
+    finally:
+        await _remove(connection, source)
+
+
+async def _receive(connection: Connection, source: Source, lease: float, show: Show) -> None:
+    subscription = await connection.adapter.subscribe(source, SubscribeOptions(prefetch=_PAGE, lease=lease))
+    try:
+        while True:
+            try:
+                page = await subscription.receive(_PAGE, 5.0)
+            except BrokerUnavailable as exc:
+                warn(f"{exc}; trying again")
+                await asyncio.sleep(1.0)
+                continue
+            for received in page:
+                if show(received):
+                    return
+            if page:
+                await subscription.settle([Ack(received) for received in page])
+    finally:
+        await subscription.aclose()
+
+
+async def _remove(connection: Connection, source: Source) -> None:
+    adapter = connection.adapter
+    if not adapter.capabilities.remove:
+        warn(f"the group {source.group!r} stays at the broker: the {adapter.name} adapter cannot remove groups")
+        return
+    try:
+        await adapter.remove(source)
+    except MsgbusError as exc:
+        warn(f"the group {source.group!r} could not be removed: {exc}")
+
+
+def _printer(limit: int | None, *, as_json: bool) -> Show:
+    shown = 0
+
+    def show(received: Received) -> bool:
+        nonlocal shown
+        shown += 1
+        message = Message.from_wire(received.body, received.headers, received.key)
+        if as_json:
+            print_json(message_data(message, received.channel))
+        else:
+            print_message(message, received.channel)
+        return shown == limit
+
+    return show
