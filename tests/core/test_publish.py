@@ -252,7 +252,7 @@ def test_impossible_times_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_verbs_take_their_own_kind_of_channel() -> None:
-    """send is for queues, publish for topics; a mix-up, a pattern and a closed bus are named errors."""
+    """Send is for queues, publish for topics; a mix-up, a pattern and a closed bus are named errors."""
     bus = Bus("memory://")
 
     async def main() -> None:
