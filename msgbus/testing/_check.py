@@ -22,6 +22,12 @@ _MODULES = (
     "dead_letters",
     "order",
     "leases",
+    "idempotency",
+    "lifecycle",
+    "restarts",
+    "requests",
+    "topology",
+    "refusals",
 )
 _STORE_MODULES = ("stores",)
 

@@ -200,13 +200,13 @@ class Case:
                 raise AssertionError(f"this never became true: {what or inspect.getsource(condition).strip()}")
             await asyncio.sleep(_POLL)
 
-    async def raises(self, kind: type[E], call: Awaitable[Any]) -> E:
+    async def raises(self, kind: type[E] | tuple[type[E], ...], call: Awaitable[Any]) -> E:
         """Return the error of *kind* that *call* must raise."""
         try:
             result = await call
         except kind as error:
             return error
-        raise AssertionError(f"{kind.__name__} was not raised, the call returned {result!r}")
+        raise AssertionError(f"{kind} was not raised, the call returned {result!r}")
 
     async def pause(self, ticks: float = 1.0) -> None:
         """Wait some ticks: only to see that something does *not* happen, or that time passes at the broker."""
