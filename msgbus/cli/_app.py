@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -42,13 +43,13 @@ class _Commands(TyperGroup):
             return None
         return typer.main.get_group(import_module(f"msgbus.cli.{module}").app).commands[cmd_name]
 
-    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> Any:
         """Run, and exit with 0, 1 (it failed), 2 (it was used wrongly) or 130 (Ctrl-C)."""
         arguments = sys.argv[1:] if args is None else list(args)
-        extra["standalone_mode"] = False
+        extra |= {"prog_name": "msgbus", "standalone_mode": False}
         try:
-            code = super().main(args=arguments or ["--help"], prog_name=prog_name or "msgbus", **extra)
-        except (Exception, KeyboardInterrupt) as exc:
+            code = super().main(arguments or ["--help"], **extra)
+        except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - a user is told in one line, whatever it is
             code = report(exc)
         sys.exit(code or 0)
 

@@ -88,7 +88,7 @@ def opened_body(text: str) -> Iterator[BinaryIO]:
     if not text.startswith("@"):
         raise Misuse(f"--many reads lines from @FILE or - (standard input), not from {text!r:.40}")
     try:
-        stream = Path(text[1:]).open("rb")
+        stream = Path(text[1:]).open("rb")  # noqa: SIM115 - its errors are told, those of who reads it are not
     except OSError as exc:
         raise Misuse(f"cannot read {text[1:]!r}: {exc.strerror}") from exc
     with stream:

@@ -12,11 +12,11 @@ from msgbus._channel import Channel, Queue, RequestReply, Topic
 from msgbus._names import is_pattern
 from msgbus._session import Session
 from msgbus._url import BusURL
-from msgbus.adapter import Kind, Provision
+from msgbus.adapter import Adapter, Kind, Provision
 from msgbus.cli._errors import Failed, Misuse
 from msgbus.errors import TopologyError, UnsupportedFeature
 
-__all__ = ["agree", "change", "execute", "find", "like", "no_key", "opened", "split_label"]
+__all__ = ["adapters_of", "agree", "change", "execute", "find", "like", "no_key", "opened", "split_label"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,11 @@ async def opened(bus: Bus) -> AsyncIterator[Session]:
         yield bus._open  # noqa: SLF001 - the commands look at what applications have no use for
 
 
+def adapters_of(session: Session) -> list[Adapter]:
+    """Return the adapters that are open."""
+    return [connection.adapter for connection in session._connections]  # noqa: SLF001 - as above
+
+
 def split_label(label: str, group: str | None) -> tuple[str, str | None]:
     """Take a subscription's label, ``channel`` or ``channel@group``, apart.
 
@@ -59,18 +64,27 @@ def split_label(label: str, group: str | None) -> tuple[str, str | None]:
     return name, own if at else group
 
 
-async def find(session: Session, name: str, group: str | None) -> Channel[Any]:
+async def find(session: Session, name: str, group: str | None, *, topics: bool = False) -> Channel[Any]:
     """Return the channel that exists at the broker under *name*; the session must only verify.
 
-    With a group it is a topic that has that group; without, a queue, a request channel or (the topic alone) a topic.
+    With a group it is a topic that has that group; without, a queue or a request channel.
+
+    Args:
+        session: A session that verifies only.
+        name: The channel's name.
+        group: The consumer group.
+        topics: Without a group, it may also be a topic.
 
     Raises:
+        Misuse: A pattern without a group.
         Failed: There is no such thing.
     """
+    if is_pattern(name) and group is None and not topics:
+        raise Misuse(f"{name!r} is a pattern over topics: say whose messages are meant, as {name}@GROUP")
     if group is not None or is_pattern(name):
         candidates = _topics(name)
     else:
-        candidates = [*_queues(name), RequestReply(name, bytes, bytes), *_topics(name)]
+        candidates = [*_queues(name), RequestReply(name, bytes, bytes), *(_topics(name) if topics else ())]
     try:
         return await agree(session, candidates, group)
     except TopologyError as exc:

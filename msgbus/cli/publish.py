@@ -32,7 +32,7 @@ _SHOWN = 3
 Name = Annotated[str, typer.Argument(metavar="CHANNEL", help="Its name.", show_default=False)]
 Body = Annotated[
     str | None,
-    typer.Argument(metavar="[BODY]", help="JSON, @FILE, or - for standard input.", show_default=False),
+    typer.Argument(metavar="BODY", help="JSON, @FILE, or - for standard input.", show_default=False),
 ]
 Text = Annotated[bool, typer.Option("--text", help="BODY is text, not JSON.")]
 BytesFile = Annotated[
@@ -132,7 +132,7 @@ def publish(
     """Send to a queue or publish to a topic: the command's name says which."""
     kind = Kind.QUEUE if context.info_name == "send" else Kind.TOPIC
     call = _Call(kind, name, text, bytes_file, key is not None, application, app_dir, url)
-    details = {"delay": delay, "expires": expires, "headers": _headers(header)}
+    details: dict[str, Any] = {"delay": delay, "expires": expires, "headers": _headers(header)}
     if many:
         if id is not None or key is not None or bytes_file is not None or body is None:
             raise Misuse("--many takes one message per line of @FILE or -, and no --id, --key or --bytes-file")

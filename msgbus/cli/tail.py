@@ -58,7 +58,7 @@ async def _tail(name: str, group: str | None, show: Show, url: str | None) -> No
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         async with opened(Bus(url, topology=Provision.VERIFY)) as session:
-            channel = await find(session, name, group)
+            channel = await find(session, name, group, topics=True)
             if channel.kind is not Kind.TOPIC or group is not None:
                 await _look(session, channel, group, show)
                 return
