@@ -20,7 +20,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def _pages(nav: list[Any]) -> list[str]:
-    found = []
+    found: list[str] = []
     for entry in nav:
         value = next(iter(entry.values())) if isinstance(entry, dict) else entry
         found += _pages(value) if isinstance(value, list) else [value]
