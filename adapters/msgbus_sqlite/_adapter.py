@@ -28,11 +28,12 @@ from msgbus.adapter import (
 )
 from msgbus.errors import BrokerUnavailable, ClosedError, PublishError, UnsupportedFeature
 from msgbus_sqlite import _queries as queries
+from msgbus_sqlite._connection import open_database
 from msgbus_sqlite._errors import translate
 from msgbus_sqlite._options import Options, database_path
 from msgbus_sqlite._publish import MAX_BODY, prepare, publish
 from msgbus_sqlite._reader import Reader
-from msgbus_sqlite._schema import BUS, open_database
+from msgbus_sqlite._schema import BUS
 from msgbus_sqlite._subscription import SQLiteSubscription, next_moment
 from msgbus_sqlite._topology import Place, Routes, add_reply, declare, drop, find, sweep_replies
 from msgbus_sqlite._writer import Transaction, Writer
@@ -94,7 +95,6 @@ class SQLiteAdapter(Adapter):
             async with asyncio.timeout(self.config.connect_timeout):
                 await writer.start()
                 await reader.start()
-                await writer.submit(sweep_replies)
             self.health = Health(True)
         except BaseException as exc:
             self._threads = None
@@ -220,5 +220,6 @@ def _make_reply(tx: Transaction, name: str) -> Place:
 
 
 async def _stop(writer: Writer, reader: Reader) -> None:
+    reader.stop()  # before anything is awaited: whoever is cancelled here leaves no thread behind
     await writer.aclose()
     await reader.aclose()

@@ -64,6 +64,9 @@ class Reader(Worker[_Query]):
 
     def serve(self, db: sqlite3.Connection) -> None:
         """Answer queries and look for commits, until closed."""
+        db.execute(
+            "PRAGMA busy_timeout = 1000"
+        )  # ms: readers wait only while another process mends the log of a dead one
         pause = _SHORTEST
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The tables, and how a connection to them is opened.
+"""The tables.
 
 A message's bytes are written once, to ``msgbus_message``, and never touched again until it is deleted. What changes
 is a narrow row elsewhere, so that leasing a batch dirties few pages whatever the size of the bodies:
@@ -17,12 +17,10 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
-from msgbus.errors import AccessDenied, ConfigError, TopologyError
-from msgbus_sqlite._options import Options
+from msgbus.errors import ConfigError, TopologyError
 
-__all__ = ["BUS", "STORE", "Part", "open_database"]
+__all__ = ["BUS", "STORE", "Part", "ensure_tables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,54 +84,13 @@ STORE = Part(
 )
 
 
-def open_database(path: Path, options: Options, part: Part, *, create: bool) -> sqlite3.Connection:
-    """Return a connection to the database at *path* with the tables of *part* in it.
-
-    Args:
-        path: The file.
-        options: The URL's.
-        part: The tables needed.
-        create: Whether to create the file and the tables if they are missing.
+def ensure_tables(db: sqlite3.Connection, path: Path, part: Part, *, create: bool) -> None:
+    """See to it that *part*'s tables are there.
 
     Raises:
-        ConfigError: The path cannot be a database, or its tables were made by a newer msgbus.
-        AccessDenied: The process may not use the file.
-        TopologyError: Something is missing and *create* is false.
-        sqlite3.Error: Anything else; the caller translates.
+        ConfigError: They were made by a newer msgbus.
+        TopologyError: They are missing and *create* is false.
     """
-    _check_path(path, create=create)
-    uri = f"file:{quote(str(path))}?mode={'rwc' if create else 'rw'}"
-    db = sqlite3.connect(uri, uri=True, timeout=options.busy_timeout, isolation_level=None, cached_statements=256)
-    try:
-        if (mode := db.execute("PRAGMA journal_mode=WAL").fetchone()[0]) != "wal":
-            raise ConfigError(f"{path} cannot be used: its file system has no write-ahead log (journal mode {mode!r})")
-        db.execute(f"PRAGMA synchronous={options.synchronous}")
-        # Debian builds overwrite every deleted row with zeros, which doubles the cost of an ack.
-        db.execute("PRAGMA secure_delete=OFF")
-        db.execute("PRAGMA cache_size=-16000")  # KiB; the default of 2 MB does not hold a busy queue's pages
-        db.execute("PRAGMA journal_size_limit=67108864")  # a log that a long reader let grow shrinks again
-        _ensure(db, path, part, create=create)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _check_path(path: Path, *, create: bool) -> None:
-    if sqlite3.sqlite_version_info < (3, 38):
-        raise ConfigError(f"the sqlite adapter needs SQLite 3.38 or newer, this Python has {sqlite3.sqlite_version}")
-    try:
-        if path.is_dir():
-            raise ConfigError(f"{path} is a directory; name a file in it")
-        if not path.parent.is_dir():
-            raise ConfigError(f"{path} cannot be opened: there is no directory {path.parent}")
-        if not create and not path.exists():
-            raise TopologyError(f"the SQLite database {path} does not exist, and nothing may be created (verify)")
-    except OSError as exc:  # a name too long, or a directory that may not be entered
-        raise AccessDenied(f"{path} cannot be opened: {exc.strerror}") from exc
-
-
-def _ensure(db: sqlite3.Connection, path: Path, part: Part, *, create: bool) -> None:
     if not _is_current(db, path, part):
         if not create:
             raise TopologyError(f"{path} has no msgbus tables ({part.name}), and nothing may be created (verify)")

@@ -22,9 +22,10 @@ from msgbus.store import (
     Verdict,
     parse_options,
 )
+from msgbus_sqlite._connection import open_database
 from msgbus_sqlite._errors import translate
 from msgbus_sqlite._options import Options, database_path
-from msgbus_sqlite._schema import STORE, open_database
+from msgbus_sqlite._schema import STORE
 from msgbus_sqlite._writer import Transaction, Writer
 
 __all__ = ["SQLiteStore"]

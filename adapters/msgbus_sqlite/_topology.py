@@ -34,6 +34,8 @@ def declare(tx: Transaction, topology: Topology, provision: Provision) -> None:
     Raises:
         TopologyError: Something is missing (verify) or differs.
     """
+    if provision is Provision.CREATE:
+        sweep_replies(tx)
     wanted: dict[tuple[str, str, str], bool] = {}
     for address in topology.addresses:
         _want(wanted, address, "")

@@ -45,11 +45,15 @@ class Worker(ABC, Generic[Item]):
         self._thread.start()
         await asyncio.shield(self._opened)
 
-    async def aclose(self) -> None:
-        """Finish what was submitted, close the connection and end the thread. Idempotent."""
+    def stop(self) -> None:
+        """Take nothing more, and end once what was submitted is finished. Idempotent."""
         if not self._stopped:
             self._stopped = True
             self._items.put(None)
+
+    async def aclose(self) -> None:
+        """Stop, and wait until the connection is closed and the thread has ended. Idempotent."""
+        self.stop()
         if self._thread.ident is not None:
             await asyncio.shield(self._closed)
             self._thread.join()  # it has nothing left to do

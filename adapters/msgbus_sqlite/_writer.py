@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 from msgbus.adapter import Clock
 from msgbus.errors import BrokerError
-from msgbus_sqlite._errors import is_busy
+from msgbus_sqlite._connection import patiently
 from msgbus_sqlite._worker import Worker, fail, succeed
 
 __all__ = ["Transaction", "Writer"]
@@ -23,9 +22,6 @@ T = TypeVar("T")
 _SHARE = 0.01
 """Seconds for which a transaction takes in further calls. Longer keeps other processes waiting for the lock; shorter
 pays for more commits."""
-_PAUSE = (0.0002, 0.005)
-"""Shortest and longest pause between two tries for the lock, in seconds. SQLite's own pauses grow to 100 ms: among
-eight busy processes that made the unluckiest call wait for 0.9 s instead of 0.3 s."""
 
 
 @dataclass(slots=True)
@@ -103,7 +99,6 @@ class Writer(Worker[_Call]):
 
     def serve(self, db: sqlite3.Connection) -> None:
         """Run calls until closed."""
-        db.execute("PRAGMA busy_timeout = 0")  # `_begin` waits its own way
         while not self._ended and (call := self._items.get()) is not None:
             if not self._answered_by_peek(db, call):
                 self._transact(db, call)
@@ -139,18 +134,8 @@ class Writer(Worker[_Call]):
             self._deliver(tx, batch)
 
     def _begin(self, db: sqlite3.Connection) -> Transaction:
-        deadline = time.monotonic() + self._busy_timeout
-        pause, longest = _PAUSE
-        while True:
-            try:
-                db.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as exc:
-                if not is_busy(exc) or time.monotonic() >= deadline:
-                    raise
-                time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - not for secrets
-                pause = min(2 * pause, longest)
-            else:
-                return Transaction(db, self._clock.now())
+        patiently(lambda: db.execute("BEGIN IMMEDIATE"), self._busy_timeout)
+        return Transaction(db, self._clock.now())
 
     def _joining(self, first: _Call) -> Iterator[_Call]:
         """Yield *first* and what is waiting, until the transaction has had its share of the time."""

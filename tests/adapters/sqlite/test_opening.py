@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from msgbus.adapter import AdapterConfig, BusURL, Provision, Source, Topology
 from msgbus.errors import BrokerError, ClosedError, ConfigError, TopologyError
 from msgbus_sqlite import SQLiteAdapter, SQLiteStore
+from msgbus_sqlite._connection import open_database
+from msgbus_sqlite._options import Options
+from msgbus_sqlite._schema import BUS
 
 
 def make(url: str, **config) -> SQLiteAdapter:
@@ -53,6 +57,19 @@ def test_wrong_urls_say_what_is_right(url, says):
         make(url)
     with pytest.raises(ConfigError, match=says):
         SQLiteStore(BusURL.parse(url), AdapterConfig())
+
+
+def test_many_can_create_one_file_at_once(tmp_path):
+    """SQLite itself fails at once when two switch a new file to a write-ahead log; we try again."""
+    barrier = threading.Barrier(6)
+
+    def create(_):
+        for number in range(20):
+            barrier.wait(10)
+            open_database(tmp_path / f"{number}.db", Options(), BUS, create=True).close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(create, range(6)))
 
 
 def test_synchronous_is_what_the_url_says(kit):
