@@ -122,8 +122,10 @@ class WorkerProcess:
             os.kill(self.pid, signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP the process and its children."""
+        """SIGSTOP the process and its children, and wait until the process has stopped or ended."""
         self._signal(signal.SIGSTOP)
+        if self.returncode is None and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on; there it may lag
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT the process and its children."""

@@ -182,6 +182,7 @@ class Broker(ABC):
     def pause(self) -> None:
         """SIGSTOP all its processes: connections stay open and nothing answers."""
         os.killpg(self.pid, signal.SIGSTOP)
+        wait_until(lambda: _stopped(self._pid), self.stop_timeout, f"{self.name} to be stopped", every=0.001)
 
     def resume(self) -> None:
         """SIGCONT all its processes."""
@@ -255,6 +256,21 @@ class Broker(ABC):
             return "(it wrote no log)"
         lines = self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
         return "\n".join(["the end of its log:", *(f"  {line}" for line in lines)])
+
+
+def _stopped(group: int) -> bool:
+    """Tell whether every thread of a process group has come to its stop: the signal only asks for it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if os.getpgid(int(process.name)) == group:
+                states = {_state(thread / "stat") for thread in (process / "task").iterdir()}
+                if not states <= {"T", "Z", "X"}:  # stopped, ended and not reaped, ending
+                    return False
+    return True
+
+
+def _state(stat: Path) -> str:
+    return stat.read_text().rpartition(")")[2].split()[0]
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str, *, every: float = 0.05) -> None:

@@ -74,20 +74,13 @@ def test_pause_stops_it_and_resume_lets_it_go_on():
     with python(COUNTING) as worker:
         worker.wait_for_line("tick")
         worker.pause()
-        until_stopped(worker.pid)
+        assert state(worker.pid) == "T"
         seen = len(worker.lines)
         time.sleep(0.2)
         # What was in the pipe when it stopped may still be read; nothing new is written.
         assert len(worker.lines) - seen <= 1
         worker.resume()
         worker.wait_for_line("tick", after=seen + 2)
-
-
-def until_stopped(pid):
-    deadline = time.monotonic() + PATIENCE
-    while state(pid) != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_terminate_leaves_the_end_to_the_process():
