@@ -182,7 +182,10 @@ class PageRun:
             return
         deadline = time.monotonic() + PATIENCE
         while (missing := _missing(block.text, self._log.read_text())) is not None:
-            assert time.monotonic() < deadline, f"{self._where(block)}: {missing!r} is not in\n{self._log.read_text()}"
+            ended = any(process.poll() is not None for process in self._background)
+            assert not ended and time.monotonic() < deadline, (
+                f"{self._where(block)}: {missing!r} is not in\n{self._log.read_text()}"
+            )
             time.sleep(0.05)
 
     def _end(self) -> None:
