@@ -28,6 +28,7 @@ from itertools import takewhile
 from msgbus.adapter import ID, DeadLetter, Nack
 from msgbus.errors import SettleError
 from msgbus_sqlite import _messages as messages
+from msgbus_sqlite._bulk import insert
 from msgbus_sqlite._headers import load_headers
 from msgbus_sqlite._messages import Held, Receipt, Row
 from msgbus_sqlite._writer import Transaction
@@ -40,8 +41,8 @@ _HERE = "WHERE place = ? AND key = ?"
 
 def add(tx: Transaction, rows: Sequence[tuple[int, str, int]]) -> None:
     """Put stored messages (place, key, id) at the end of their lanes."""
-    tx.db.executemany("INSERT OR IGNORE INTO msgbus_lane (place, key, visible_at, head) VALUES (?, ?, 0, ?)", rows)
-    tx.db.executemany("INSERT INTO msgbus_keyed (place, key, id) VALUES (?, ?, ?)", rows)
+    insert(tx.db, "INSERT OR IGNORE INTO msgbus_lane (place, key, head)", rows)
+    insert(tx.db, "INSERT INTO msgbus_keyed (place, key, id)", rows)
 
 
 def admit_due(tx: Transaction, place: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgbus.adapter import Ack, DeadLetter, Nack, Outcome, Received
 from msgbus.errors import LeaseLost, SettleError
+from msgbus_sqlite._bulk import insert
 from msgbus_sqlite._headers import dump_headers, load_headers
 from msgbus_sqlite._writer import Transaction
 
@@ -76,10 +77,10 @@ def take_ids(tx: Transaction, count: int) -> int:
     return int(following) - count
 
 
-def add(tx: Transaction, messages: Iterable[Row], entries: Iterable[Row]) -> None:
+def add(tx: Transaction, messages: Sequence[Row], entries: Sequence[Row]) -> None:
     """Store messages (id, channel, key, time, headers, body) and where they wait (place, visible_at, id)."""
-    tx.db.executemany("INSERT INTO msgbus_message VALUES (?, ?, ?, ?, ?, ?)", messages)
-    tx.db.executemany("INSERT INTO msgbus_entry (place, visible_at, id) VALUES (?, ?, ?)", entries)
+    insert(tx.db, "INSERT INTO msgbus_message (id, channel, key, time, headers, body)", messages)
+    insert(tx.db, "INSERT INTO msgbus_entry (place, visible_at, id)", entries)
 
 
 def next_moment(db: sqlite3.Connection, place: int) -> float | None:
@@ -138,20 +139,32 @@ def _ack(tx: Transaction, acks: list[tuple[int, Receipt]], errors: list[SettleEr
         receipt = item[1]
         leases.setdefault((receipt.place, receipt.until, receipt.token), []).append(item)
     gone: set[int] = set()
-    for (place, until, token), items in leases.items():
-        removed = tx.db.execute(
-            "DELETE FROM msgbus_entry WHERE place = ? AND visible_at = ? AND token = ? "
-            "AND id IN (SELECT value FROM json_each(?)) RETURNING id",
-            (place, until, token, json.dumps([receipt.id for _, receipt in items])),
-        ).fetchall()
-        mine = {number for (number,) in removed}
+    for place_until_token, items in leases.items():
+        mine = _remove_all(tx, place_until_token, [receipt.id for _, receipt in items])
         gone |= mine
         for number, receipt in items:
             if receipt.id in mine:
-                mine.discard(receipt.id)
+                mine.discard(receipt.id)  # a second ack of it in the same batch is one too many
             else:
                 errors[number] = lost(receipt)
     delete(tx, gone)
+
+
+def _remove_all(tx: Transaction, lease: tuple[int, float, int], ids: list[int]) -> set[int]:
+    """Remove what is still ours of the messages handed out with one lease; return their ids."""
+    sql = (
+        "DELETE FROM msgbus_entry WHERE place = ? AND visible_at = ? AND token = ? "
+        "AND id IN (SELECT value FROM json_each(?))"
+    )
+    values = (*lease, json.dumps(ids))
+    tx.db.execute("SAVEPOINT removal")
+    if tx.db.execute(sql, values).rowcount == len(ids):  # as nearly always, and then nobody need ask which
+        removed = set(ids)
+    else:
+        tx.db.execute("ROLLBACK TO removal")
+        removed = {number for (number,) in tx.db.execute(f"{sql} RETURNING id", values).fetchall()}
+    tx.db.execute("RELEASE removal")
+    return removed
 
 
 def delete(tx: Transaction, ids: Iterable[int]) -> None:

@@ -66,8 +66,8 @@ BUS = Part(
             deliveries INTEGER NOT NULL DEFAULT 0, dead INTEGER, PRIMARY KEY (place, key, id)) WITHOUT ROWID""",
         "CREATE INDEX msgbus_parked ON msgbus_keyed (place, key, dead) WHERE dead IS NOT NULL",
         """CREATE TABLE msgbus_lane (
-            place INTEGER NOT NULL, key TEXT NOT NULL, visible_at REAL NOT NULL, head INTEGER NOT NULL, token INTEGER,
-            held INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (place, key)) WITHOUT ROWID""",
+            place INTEGER NOT NULL, key TEXT NOT NULL, visible_at REAL NOT NULL DEFAULT 0, head INTEGER NOT NULL,
+            token INTEGER, held INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (place, key)) WITHOUT ROWID""",
         "CREATE INDEX msgbus_lane_ready ON msgbus_lane (place, visible_at, head)",
     ),
 )
