@@ -34,6 +34,12 @@ check: $(STAMP) ## Lint, format check, types, import directions
 contract: $(STAMP) ## Run one adapter's contract kit (BROKER=sqlite)
 	@$(PYTEST) -q tests/contract/test_$(BROKER).py
 
+CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BROKER))
+
+brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROKER=nats,kafka for some)
+	@$(BIN)/python -m scripts.brokers --install $(CHOSEN)
+	@$(BIN)/python -m scripts.brokers $(CHOSEN)
+
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))
 
