@@ -14,31 +14,37 @@ if TYPE_CHECKING:
     from msgbus.testing.case import Case
     from msgbus.testing.clock import VirtualClock
     from msgbus.testing.contract import AdapterContract, StoreContract
+    from msgbus.testing.faults import FaultProxy
     from msgbus.testing.harness import Harness, StoreHarness
+    from msgbus.testing.processes import WorkerProcess
     from msgbus.testing.runner import Result, run_contract
     from msgbus.testing.testbus import TestBus
 
 _HOMES = {
     "AdapterContract": "contract",
     "Case": "case",
+    "FaultProxy": "faults",
     "Harness": "harness",
     "Result": "runner",
     "StoreContract": "contract",
     "StoreHarness": "harness",
     "TestBus": "testbus",
     "VirtualClock": "clock",
+    "WorkerProcess": "processes",
     "run_contract": "runner",
 }
 
 __all__ = [
     "AdapterContract",
     "Case",
+    "FaultProxy",
     "Harness",
     "Result",
     "StoreContract",
     "StoreHarness",
     "TestBus",
     "VirtualClock",
+    "WorkerProcess",
     "run_contract",
 ]
 
