@@ -36,6 +36,11 @@ class Line:
             return entry.consumer
         return None
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether a dead letter holds back the first waiting message (not one that was published before it)."""
+        return bool(self.parked) and self.waiting[0][0] >= min(self.parked)
+
 
 class KeyedBox(Box):
     """Messages of one key are handed out in order, and to one consumer while it holds any of them.
@@ -121,7 +126,7 @@ class KeyedBox(Box):
             seq, line = heappop(heap)
             head = _head(line) if line.waiting else None
             owner = consumer if heap is mine else None
-            if head is None or head.seq != seq or line.owner is not owner or line.parked or head.due > now:
+            if head is None or head.seq != seq or line.owner is not owner or line.is_parked or head.due > now:
                 continue
             heappop(line.waiting)
             line.held[seq] = head
@@ -131,7 +136,7 @@ class KeyedBox(Box):
             return head
 
     def _offer(self, line: Line, now: float) -> None:
-        if not line.waiting or line.parked:
+        if not line.waiting or line.is_parked:
             return
         seq, head = line.waiting[0]
         if head.due > now:
@@ -168,7 +173,7 @@ class KeyedBox(Box):
         return late + super()._late(now)
 
     def _going(self) -> Iterator[Line]:
-        return (line for line in self._lines.values() if line.waiting and not line.parked)
+        return (line for line in self._lines.values() if line.waiting and not line.is_parked)
 
 
 def _head(line: Line) -> Entry:
