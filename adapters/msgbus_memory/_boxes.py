@@ -35,7 +35,7 @@ class Entry:
 
     __slots__ = (
         "body", "channel", "consumer", "deliveries", "due", "headers", "id", "key", "lease", "parking", "received",
-        "returned", "seq", "time", "turn",
+        "returned", "seq", "time",
     )  # fmt: skip
 
     def __init__(self, body: bytes, headers: dict[str, str], id: str, key: str | None, channel: str) -> None:
@@ -47,7 +47,6 @@ class Entry:
         self.seq = 0
         self.time = 0.0
         self.due = 0.0
-        self.turn = 0  # when it was last handed out, among the messages of its box (keyed boxes only)
         self.deliveries = 0
         self.returned = False
         self.lease = 0.0

@@ -81,6 +81,8 @@ class Broker:
                 target = message.target
                 route = self._route(target)
                 touched.update(route.boxes)
+                for box in route.boxes:
+                    box.tick(now)  # what came due before is older
             if not (route.declared or route.boxes):
                 results.append(Unroutable(f"{target} is not declared at the memory broker"))
                 continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from itertools import count
 
 from msgbus_memory._boxes import Box, Consumer, Entry, Parking
 
@@ -37,6 +36,11 @@ class Line:
             return entry.consumer
         return None
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether a dead letter holds back the first waiting message (not one that was published before it)."""
+        return bool(self.parked) and self.waiting[0][0] >= min(self.parked)
+
 
 class KeyedBox(Box):
     """Messages of one key are handed out in order, and to one consumer while it holds any of them.
@@ -52,7 +56,6 @@ class KeyedBox(Box):
         self._lines: dict[str | int, Line] = {}
         self._free: list[tuple[int, Line]] = []
         self._timed: list[tuple[float, int, Line]] = []
-        self._turns = count(1)
 
     def push(self, entry: Entry, now: float, delay: float = 0.0) -> None:
         """Add a new message; the replay of a dead letter that holds back its key goes first in its line."""
@@ -77,7 +80,7 @@ class KeyedBox(Box):
         line = self._lines[_key(entry)]
         if not line.waiting:
             self._drop_if_empty(line)
-        elif not line.held or _head(line).returned:
+        elif not line.held:
             self._offer(line, now)
             self.wake()
 
@@ -123,39 +126,24 @@ class KeyedBox(Box):
             seq, line = heappop(heap)
             head = _head(line) if line.waiting else None
             owner = consumer if heap is mine else None
-            if head is None or head.seq != seq or line.owner is not owner or not self._can_go(line, head, now):
+            if head is None or head.seq != seq or line.owner is not owner or line.is_parked or head.due > now:
                 continue
             heappop(line.waiting)
             line.held[seq] = head
-            head.turn = next(self._turns)
             # The line's owner is known by its held messages, and `take` sets this only afterwards.
             head.consumer = consumer
             self._offer(line, now)
             return head
 
     def _offer(self, line: Line, now: float) -> None:
-        if not line.waiting:
+        if not line.waiting or line.is_parked:
             return
-        head = _head(line)
-        seq = head.seq
+        seq, head = line.waiting[0]
         if head.due > now:
             heappush(self._timed, (head.due, seq, line))
-        elif self._can_go(line, head, now):
+        else:
             owner = line.owner
             heappush(self._free if owner is None else owner.lines, (seq, line))
-
-    @staticmethod
-    def _can_go(line: Line, head: Entry, now: float) -> bool:
-        if line.parked or head.due > now:
-            return False
-        # A message that was given back waits for those before it that were handed out before it: it would overtake
-        # them if they come back too. (`held` is in the order of turns.)
-        for held in line.held.values() if head.returned else ():
-            if held.turn > head.turn:
-                break
-            if held.seq < head.seq:
-                return False
-        return True
 
     def _park(self, entry: Entry) -> Parking | None:
         if entry.key is None:
@@ -185,7 +173,7 @@ class KeyedBox(Box):
         return late + super()._late(now)
 
     def _going(self) -> Iterator[Line]:
-        return (line for line in self._lines.values() if line.waiting and not line.parked)
+        return (line for line in self._lines.values() if line.waiting and not line.is_parked)
 
 
 def _head(line: Line) -> Entry:

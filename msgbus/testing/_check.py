@@ -28,6 +28,7 @@ _MODULES = (
     "requests",
     "topology",
     "refusals",
+    "model",
 )
 _STORE_MODULES = ("stores",)
 
