@@ -80,6 +80,7 @@ class Receiver:
         self._handled: OrderedDict[str, None] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
         self._draining: asyncio.Timeout | None = None
+        self._hurried = False
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class Receiver:
         self._fetcher.cancel()
         await asyncio.wait([self._fetcher])
         self._give_back_waiting()
-        if not await self._wait_quiet(timeout):
+        if not await self._wait_quiet(0.0 if self._hurried else timeout):
             _log.warning("%s: %d handlers did not finish in %g s", self.source, self.running, timeout)
             for worker in self._workers:
                 worker.interrupt(Interruption.SHUTDOWN)
@@ -159,7 +160,8 @@ class Receiver:
         return len(self._live)
 
     def hurry(self) -> None:
-        """Cancel running handlers now instead of waiting for `drain`'s timeout."""
+        """Cancel running handlers now, or as soon as `drain` begins, instead of waiting for its timeout."""
+        self._hurried = True
         if self._draining is not None:
             self._draining.reschedule(asyncio.get_running_loop().time())
 

@@ -39,16 +39,38 @@ async def serve(bus: Bus, *, only: Sequence[str] = ()) -> None:
     for number in signals:
         loop.add_signal_handler(number, on_signal, number.name)
     try:
-        async with bus:
+        if not await _connect(bus, stop):
+            return
+        try:
             await bus.start(only=only)
             _log.info(
                 "consuming %s", ", ".join(r.label for r in bus.subscriptions if not only or r.channel.name in only)
             )
             await _first(stop.wait(), bus.wait())
             await _drain(bus, now)
+        finally:
+            await bus.__aexit__()
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def _connect(bus: Bus, stop: asyncio.Event) -> bool:
+    """Open the bus; give it up, and return False, when a signal comes first: there is nothing to finish yet."""
+    opening, stopping = asyncio.ensure_future(bus.__aenter__()), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not opening.done():
+            opening.cancel()
+    try:
+        await opening
+    except asyncio.CancelledError:
+        if stop.is_set():
+            return False
+        raise
+    return True
 
 
 async def _drain(bus: Bus, now: asyncio.Event) -> None:

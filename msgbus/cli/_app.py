@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
         sys.exit(code or 0)
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(cls=_Commands, add_completion=False)
 
 
 @app.callback()

@@ -79,9 +79,11 @@ async def find(session: Session, name: str, group: str | None, *, topics: bool =
         Misuse: A pattern without a group.
         Failed: There is no such thing.
     """
-    if is_pattern(name) and group is None and not topics:
-        raise Misuse(f"{name!r} is a pattern over topics: say whose messages are meant, as {name}@GROUP")
-    if group is not None or is_pattern(name):
+    if is_pattern(name) and group is None:
+        if not topics:
+            raise Misuse(f"{name!r} is a pattern over topics: say whose messages are meant, as {name}@GROUP")
+        return Topic(name, bytes)  # there is no such topic, and need not be
+    if group is not None:
         candidates = _topics(name)
     else:
         candidates = [*_queues(name), RequestReply(name, bytes, bytes), *(_topics(name) if topics else ())]

@@ -138,7 +138,7 @@ def print_message(message: Message, channel: str, report: Report | None = None) 
         facts |= _report_facts(report)
     for name, value in facts.items():
         if value:
-            out.print(Text(f"  {name.replace('_', ' ')}: ", style="cyan") + Text(str(value)))
+            out.print(Text(f"  {name.replace('_', ' ')}: ", style="cyan") + Text(_one_line(str(value))))
     if out.is_terminal or encoding == "hex":
         print_value(body, encoding)
     else:

@@ -31,7 +31,7 @@ def check(
 ) -> None:
     """Connect, and verify that what the application consumes exists; nothing is created.
 
-    Example: `msgbus check --app app:bus --url amqp://staging`
+    Example: msgbus check --app app:bus --url amqp://staging
     """
     bus = Bus() if application is None else load_app(application, app_dir).bus
     brokers, found = execute(_check(like(bus, url, Provision.VERIFY), bus.subscriptions))

@@ -30,7 +30,7 @@ Sections = Annotated[
 def contract(url: Url, sections: Sections = None, as_json: options.AsJSON = False) -> None:
     """Run the contract kit against a broker, and print which clauses it keeps.
 
-    Example: `msgbus contract nats://localhost:4222 --sections A,C`
+    Example: msgbus contract nats://localhost:4222 --sections A,C
     """
     chosen = _sections(sections)
     done = 0

@@ -19,7 +19,7 @@ from msgbus.cli._errors import Failed, Misuse
 from msgbus.cli._output import message_data, print_json, print_message, print_table, progress, say
 
 app = typer.Typer()
-dlq = typer.Typer(help="Look after dead letters: what could not be handled, with its reason.", no_args_is_help=True)
+dlq = typer.Typer(invoke_without_command=True)
 app.add_typer(dlq, name="dlq")
 
 Ids = Annotated[
@@ -28,6 +28,13 @@ Ids = Annotated[
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Some = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
+
+
+@dlq.callback()
+def look_after(context: typer.Context) -> None:
+    """List, show, replay and drop dead letters."""
+    if context.invoked_subcommand is None:
+        context.get_help()  # Typer prints it
 
 
 @dlq.command("list")
@@ -40,7 +47,7 @@ def list_(
 ) -> None:
     """List dead letters, oldest first.
 
-    Example: `msgbus dlq list orders`
+    Example: msgbus dlq list orders
     """
     letters, total = execute(_peek(channel, group, limit, url))
     if as_json:
@@ -63,7 +70,7 @@ def show(
 ) -> None:
     """Show dead letters whole: why, where, headers, body and traceback.
 
-    Example: `msgbus dlq show orders --id 5b0d6c6b58d4f3a2a1f0e9d8c7b6a594`
+    Example: msgbus dlq show orders --id 5b0d6c6b58d4f3a2a1f0e9d8c7b6a594
     """
     if not ids:
         raise Misuse("which one? give --id ID, from msgbus dlq list")
@@ -90,7 +97,7 @@ def replay(
 ) -> None:
     """Send dead letters back to the queue or group they came from, with their attempts reset.
 
-    Example: `msgbus dlq replay order.placed@email --all`
+    Example: msgbus dlq replay order.placed@email --all
     """
     count = _take(channel, ids, group, limit, url, everything=everything, yes=yes, verb="replay")
     _tell(count, "replayed", channel, ids, as_json=as_json)
@@ -109,7 +116,7 @@ def drop(
 ) -> None:
     """Delete dead letters for good.
 
-    Example: `msgbus dlq drop orders --id 5b0d6c6b58d4f3a2a1f0e9d8c7b6a594`
+    Example: msgbus dlq drop orders --id 5b0d6c6b58d4f3a2a1f0e9d8c7b6a594
     """
     count = _take(channel, ids, group, limit, url, everything=everything, yes=yes, verb="drop")
     _tell(count, "dropped", channel, ids, as_json=as_json)

@@ -53,11 +53,11 @@ Timeout = Annotated[float, typer.Option("--timeout", min=0, metavar="SECONDS", h
 
 _SEND = """Send a message to a queue; returns once the broker has confirmed it.
 
-Example: `msgbus send orders '{"id": "1"}' --delay 30`
+Example: msgbus send orders '{"id": "1"}' --delay 30
 """
 _PUBLISH = """Publish a message to every group of a topic; returns once the broker has confirmed it.
 
-Example: `msgbus publish order.placed @order.json --header tenant=acme`
+Example: msgbus publish order.placed @order.json --header tenant=acme
 """
 
 
@@ -159,7 +159,7 @@ def request(
 ) -> None:
     """Send a request and print its answer.
 
-    Example: `msgbus request price '{"sku": "A-1"}' --timeout 3`
+    Example: msgbus request price '{"sku": "A-1"}' --timeout 3
     """
     call = _Call(Kind.REQUEST, name, text, bytes_file, False, application, app_dir, url)
     answer = execute(_request(call, call.read(body), timeout, {"id": id, "headers": _headers(header)}))

@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Run an application's handlers until SIGTERM or Ctrl-C; a second one does not wait for them.
 
-    Example: `msgbus run app:bus --workers 2`
+    Example: msgbus run app:bus --workers 2
     """
     if workers > 1 or reload:
         configure_logs(log_level)

@@ -24,7 +24,7 @@ app = typer.Typer()
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="CHANNEL...", help="Queues, and topics' groups as TOPIC@GROUP.", show_default=False),
+    typer.Argument(metavar="CHANNEL", help="Queues, and topics' groups as TOPIC@GROUP.", show_default=False),
 ]
 
 
@@ -52,7 +52,7 @@ def status(
 ) -> None:
     """Show how many messages are ready, in flight, delayed and dead, and how old the oldest is.
 
-    Example: `msgbus status --app app:bus`
+    Example: msgbus status --app app:bus
     """
     if application is not None and group is not None:
         raise Misuse("with --app, write TOPIC@GROUP instead of --group")

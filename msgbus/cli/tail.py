@@ -46,7 +46,7 @@ def tail(
     A topic is read through a group of its own, made for the time being: what is published from now on. A queue, or a
     topic's group, is looked at twice a second where the broker can be browsed: what waits there, from the oldest on.
 
-    Example: `msgbus tail 'order.*' --json | jq .body`
+    Example: msgbus tail 'order.*' --json | jq .body
     """
     name, group = split_label(channel, group)
     execute(_tail(name, group, _printer(limit, as_json=as_json), url))

@@ -23,7 +23,7 @@ _REQUIREMENT = re.compile(r"""([A-Za-z0-9._-]+).*\bextra\s*==\s*["']([^"']+)["']
 def version(as_json: options.AsJSON = False) -> None:
     """Show the version, and which brokers and idempotency stores are installed.
 
-    Example: `msgbus version`
+    Example: msgbus version
     """
     missing = _missing_by_extra()
     data = {
