@@ -14,6 +14,7 @@ from msgbus._registry import adapter_class, adapter_schemes
 from msgbus.adapter import Adapter, BusURL, Capabilities
 
 DOCS = Path(__file__).parents[1] / "docs"
+NO = "\N{EN DASH}"
 NEVER = 10 * 365 * 86_400.0
 """A delay of so many seconds is as good as any."""
 
@@ -94,12 +95,12 @@ def _order(adapter: type[Adapter]) -> tuple[int, str]:
 
 def _show(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "–"
+        return "yes" if value else NO
     if name == "max_body":
         return f"{value / 2**20:g} MiB" if value >= 2**20 else f"{value / 2**10:g} KiB"
     if name in {"max_delay", "dedupe_window"}:
-        return "–" if not value else "any" if value >= NEVER else _duration(value)
-    return "–" if value == "none" else f"{value:,}" if isinstance(value, int) else str(value)
+        return NO if not value else "any" if value >= NEVER else _duration(value)
+    return NO if value == "none" else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,10 @@ An HTML comment in the line before a block says what is special about it:
 ``<!-- run: no: reason -->``   the block is not run
 ``<!-- raises: ClosedError -->``  the block must raise that
 ``<!-- prints -->``            a text block: lines that the block before it must have printed, in this order
+``<!-- prints: in any order -->``  the same without the order
 ``<!-- prints: background -->``  the same of the last command in the background, which is waited for
+
+A line that begins with ``…`` stands for any that ends like it.
 
 ``<!-- test`` … ``-->`` holds Python that readers do not see: it proves what the page says.
 """
@@ -112,6 +115,11 @@ class PageRun:
         finally:
             self._end()
             del sys.modules[self._module.__name__]
+            for name in [n for n, m in sys.modules.items() if self._is_mine(m)]:
+                del sys.modules[name]  # another page may have a file of the same name
+
+    def _is_mine(self, module: ModuleType) -> bool:
+        return str(getattr(module, "__file__", None) or "").startswith(f"{self._folder}/")
 
     def _run(self, block: Block, runner: asyncio.Runner) -> None:
         if "file" in block.notes:
@@ -177,8 +185,10 @@ class PageRun:
         )
 
     def _check_printed(self, block: Block) -> None:
-        if block.notes["prints"] != "background":
-            assert _missing(block.text, self._printed) is None, f"{self._where(block)}:\n{self._printed}"
+        how = block.notes["prints"]
+        if how != "background":
+            missing = _missing(block.text, self._printed, ordered=not how)
+            assert missing is None, f"{self._where(block)}: {missing!r} is not in\n{self._printed}"
             return
         deadline = time.monotonic() + PATIENCE
         while (missing := _missing(block.text, self._log.read_text())) is not None:
@@ -205,10 +215,17 @@ class PageRun:
         return f"{self._page}:{block.line}"
 
 
-def _missing(wanted: str, printed: str) -> str | None:
-    """Return the first wanted line that is not among the printed ones, in order."""
-    rest = iter([line.strip() for line in printed.splitlines()])
-    return next((line for line in wanted.splitlines() if line.strip() not in rest), None)
+def _missing(wanted: str, printed: str, *, ordered: bool = True) -> str | None:
+    """Return the first wanted line that is not among the printed ones."""
+    lines = [line.strip() for line in printed.splitlines()]
+    start = 0
+    for line in wanted.splitlines():
+        fits = str.endswith if line.startswith("…") else str.__eq__
+        found = next((n for n in range(start, len(lines)) if fits(lines[n], line.strip().removeprefix("…"))), None)
+        if found is None:
+            return line
+        start = found + 1 if ordered else 0
+    return None
 
 
 async def _limited(coroutine: Any) -> None:
