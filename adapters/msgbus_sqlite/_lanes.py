@@ -190,7 +190,7 @@ def reclaim(tx: Transaction, place: int, key: str, message_id: str) -> int | Non
         The number under which the message is to be stored; None when no dead letter of that id parks the lane.
     """
     parked = tx.db.execute(
-        "SELECT k.id, m.headers FROM msgbus_keyed k JOIN msgbus_message m ON m.id = k.dead "
+        "SELECT k.id, m.headers FROM msgbus_keyed k INDEXED BY msgbus_parked JOIN msgbus_message m ON m.id = k.dead "
         "WHERE k.place = ? AND k.key = ? AND k.dead IS NOT NULL ORDER BY k.id",
         (place, key),
     ).fetchall()

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Generic, TypeVar
 
 from msgbus.errors import ClosedError
@@ -84,9 +84,10 @@ class Worker(ABC, Generic[Item]):
             self.post(fail, self._opened, self._translate(exc))
         else:
             self.post(succeed, self._opened, None)
-            self.serve(db)
-            db.close()
-        self.post(succeed, self._closed, None)
+            with closing(db):
+                self.serve(db)
+        finally:
+            self.post(succeed, self._closed, None)
 
 
 def succeed(future: asyncio.Future[Any], result: Any) -> None:

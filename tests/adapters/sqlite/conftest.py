@@ -41,7 +41,7 @@ class Kit:
         self._count = 0
 
     def run(self, test: Coroutine[Any, Any, None]) -> None:
-        asyncio.run(asyncio.wait_for(test, 30))
+        asyncio.run(asyncio.wait_for(test, 60))
 
     @property
     def url(self) -> BusURL:
