@@ -67,7 +67,8 @@ class Supervisor:
         self._wake()
         if self._signals == 1:
             log.info("%s: stopping %d workers; once more does not wait for handlers", number.name, len(self._running))
-        self._send(number if self._signals < 3 else signal.SIGKILL)
+        # SIGTERM for both: a worker that is still importing dies of it, where SIGINT would print a traceback.
+        self._send(signal.SIGTERM if self._signals < 3 else signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._running.values():
@@ -80,7 +81,7 @@ class Supervisor:
             edition, started = self._edition, time.monotonic()
             code = await self._run_once(number)
             if self._ending():
-                return FAILED if code not in (0, -signal.SIGTERM, -signal.SIGINT) else 0
+                return FAILED if code not in (0, -signal.SIGTERM) else 0
             if edition != self._edition:
                 crashes = 0
                 continue
