@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgbus.cli._errors import FAILED, MISUSED
@@ -72,7 +73,8 @@ class Supervisor:
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._running.values():
-            process.send_signal(number)
+            with suppress(ProcessLookupError):  # it has ended, which `_keep` is about to be told
+                process.send_signal(number)
 
     async def _keep(self, number: int) -> int:
         """Keep one worker running; return its exit code once it is not to run any more."""
@@ -109,7 +111,7 @@ class Supervisor:
         )
         self._running[number] = process
         if self._ending():  # while it was being started
-            process.terminate()
+            self._send(signal.SIGTERM)
         try:
             return await process.wait()
         finally:

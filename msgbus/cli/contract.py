@@ -73,7 +73,7 @@ def _sections(text: str | None) -> list[str] | None:
 
 
 def _print(results: Sequence[Result]) -> None:
-    print_table(("check", "result", "clause"), [_row(result) for result in results], whole="check")
+    print_table(("check", "result", "clause"), [_row(result) for result in results], whole=("check", "result"))
     counts = Counter(result.status for result in results)
     say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
 
