@@ -53,23 +53,25 @@ def print_json(data: Any) -> None:
     sys.stdout.flush()
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, whole: str = "", right: str = "") -> None:
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Sequence[str] = (), right: Sequence[str] = ()
+) -> None:
     """Print a table: with lines on a terminal, as plain columns in a pipe.
 
     Args:
         headings: The columns' names.
         rows: The cells.
-        whole: The column that is never cut.
-        right: Words of the columns that are set flush right.
+        whole: The columns that are never folded.
+        right: The columns that are set flush right.
     """
     out = console()
     table = Table(box=Table().box if out.is_terminal else None, pad_edge=out.is_terminal, header_style="bold")
     for heading in headings:
-        flush = heading in right.split(",")
+        flush = heading in right
         table.add_column(
             heading,
             justify="right" if flush else "left",
-            no_wrap=flush or heading == whole or not out.is_terminal,
+            no_wrap=flush or heading in whole or not out.is_terminal,
             overflow="fold",
         )
     for row in rows:
@@ -138,7 +140,7 @@ def print_message(message: Message, channel: str, report: Report | None = None) 
         facts |= _report_facts(report)
     for name, value in facts.items():
         if value:
-            out.print(Text(f"  {name.replace('_', ' ')}: ", style="cyan") + Text(_one_line(str(value))))
+            out.print(Text.assemble((f"  {name.replace('_', ' ')}: ", "cyan"), _one_line(str(value))))
     if out.is_terminal or encoding == "hex":
         print_value(body, encoding)
     else:

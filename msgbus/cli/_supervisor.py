@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from msgbus.cli._errors import FAILED, MISUSED
@@ -67,11 +68,13 @@ class Supervisor:
         self._wake()
         if self._signals == 1:
             log.info("%s: stopping %d workers; once more does not wait for handlers", number.name, len(self._running))
-        self._send(number if self._signals < 3 else signal.SIGKILL)
+        # SIGTERM for both: a worker that is still importing dies of it, where SIGINT would print a traceback.
+        self._send(signal.SIGTERM if self._signals < 3 else signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._running.values():
-            process.send_signal(number)
+            with suppress(ProcessLookupError):  # it has ended, which `_keep` is about to be told
+                process.send_signal(number)
 
     async def _keep(self, number: int) -> int:
         """Keep one worker running; return its exit code once it is not to run any more."""
@@ -80,7 +83,7 @@ class Supervisor:
             edition, started = self._edition, time.monotonic()
             code = await self._run_once(number)
             if self._ending():
-                return FAILED if code not in (0, -signal.SIGTERM, -signal.SIGINT) else 0
+                return FAILED if code not in (0, -signal.SIGTERM) else 0
             if edition != self._edition:
                 crashes = 0
                 continue
@@ -108,7 +111,7 @@ class Supervisor:
         )
         self._running[number] = process
         if self._ending():  # while it was being started
-            process.terminate()
+            self._send(signal.SIGTERM)
         try:
             return await process.wait()
         finally:

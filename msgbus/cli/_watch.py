@@ -35,7 +35,7 @@ class Watch:
             for name in files:
                 if name.endswith(".py"):
                     path = os.path.join(directory, name)  # noqa: PTH118 - thousands of Path objects twice a second
-                    with suppress(FileNotFoundError):  # deleted since the directory was read
+                    with suppress(OSError):  # deleted since the directory was read, or not ours to look at
                         found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
         return found
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from msgbus._registry import adapter_class
+from msgbus.adapter import AdapterConfig, BusURL
 from msgbus.cli import _options as options
 from msgbus.cli._broker import execute
 from msgbus.cli._errors import Failed, Misuse
@@ -33,6 +35,7 @@ def contract(url: Url, sections: Sections = None, as_json: options.AsJSON = Fals
     Example: msgbus contract nats://localhost:4222 --sections A,C
     """
     chosen = _sections(sections)
+    execute(_reach(BusURL.parse(url)))
     done = 0
     with progress("contract", len(load_checks(chosen))) as advance:
 
@@ -50,6 +53,15 @@ def contract(url: Url, sections: Sections = None, as_json: options.AsJSON = Fals
         raise Failed(f"{len(failed)} of {len(results)} checks failed: {', '.join(failed)}")
 
 
+async def _reach(url: BusURL) -> None:
+    """Raise once what would otherwise fail every check: no adapter, a wrong option, no broker."""
+    adapter = adapter_class(url)(url, AdapterConfig())
+    try:
+        await adapter.open()
+    finally:
+        await adapter.aclose()
+
+
 def _sections(text: str | None) -> list[str] | None:
     if text is None:
         return None
@@ -61,7 +73,7 @@ def _sections(text: str | None) -> list[str] | None:
 
 
 def _print(results: Sequence[Result]) -> None:
-    print_table(("check", "result", "clause"), [_row(result) for result in results], whole="check")
+    print_table(("check", "result", "clause"), [_row(result) for result in results], whole=("check", "result"))
     counts = Counter(result.status for result in results)
     say(", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
 

@@ -55,7 +55,8 @@ def list_(
     elif not letters:
         say(f"{channel} has no dead letters")
     else:
-        print_table(("id", "reason", "attempts", "last", "source", "detail"), [_row(x) for x in letters], whole="id")
+        headings = ("id", "reason", "attempts", "last", "source", "detail")
+        print_table(headings, [_row(letter) for letter in letters], whole=("id", "reason", "last"), right=("attempts",))
         if total is not None and total > len(letters):
             say(f"{len(letters):,} of {total:,}; --limit shows more")
 
@@ -164,6 +165,8 @@ def _take(
         raise Misuse(f"which ones? give --id ID (from msgbus dlq list), or --all to {verb} all")
     if everything and not yes and sys.stdin.isatty():
         total = execute(_count(label, group, url))
+        if total == 0:
+            return 0
         many = "all" if total is None else f"{min(total, limit or total):,}"
         typer.confirm(f"{verb} {many} dead letters of {label}?", abort=True, err=True)
     return execute(_take_now(label, ids, group, limit, url, verb))

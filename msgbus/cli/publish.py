@@ -138,7 +138,7 @@ def publish(
             raise Misuse("--many takes one message per line of @FILE or -, and no --id, --key or --bytes-file")
         _publish_lines(call, body, details, as_json=as_json)
         return
-    details |= {"id": id or new_id(), "key": key}
+    details |= {"id": new_id() if id is None else id, "key": key}
     execute(_publish_one(call, call.read(body), details))
     _confirmed({"channel": name, "id": details["id"]}, f"{details['id']} is on {name}", as_json=as_json)
 

@@ -17,6 +17,7 @@ from msgbus import _run
 from msgbus._bus import Bus
 from msgbus._config import load_settings
 from msgbus._consumers import limits_for
+from msgbus._registry import adapter_class
 from msgbus._version import __version__
 from msgbus.cli import _options as options
 from msgbus.cli._broker import change
@@ -106,6 +107,7 @@ def _check_only(application: App, only: list[str]) -> None:
 
 def _print_banner(application: App, only: list[str]) -> None:
     settings, _ = load_settings(**application.bus._overrides)  # noqa: SLF001 - what the bus itself does at start
+    adapter_class(settings.url)  # what is not installed is told without any further ado
     lines = [f"msgbus {__version__} runs {application.name} on {settings.url}"]
     for registration in application.bus.subscriptions:
         if only and registration.channel.name not in only:

@@ -110,7 +110,7 @@ def _print(lines: Sequence[_Line], health: HealthReport) -> None:
         say(f"{url}: {'ok' if state.ok else state.reason}")
     if lines:
         headings = ("subscription", "ready", "in flight", "delayed", "dead", "oldest")
-        print_table(headings, [_row(line) for line in lines], whole="subscription", right=",".join(headings[1:]))
+        print_table(headings, [_row(line) for line in lines], whole=headings[:1], right=headings[1:])
 
 
 def _row(line: _Line) -> tuple[str, ...]:

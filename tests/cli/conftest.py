@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from msgbus.cli import app
 from msgbus.testing.processes import WorkerProcess
 
-APP = '''
-import asyncio, os, pathlib, time
+APP = """
+import asyncio, os, sys, time
 from pydantic import BaseModel
 from msgbus import Bus, Queue, RequestReply, Retry, Topic
 
@@ -41,32 +41,36 @@ bus = Bus()
 
 @bus.on(orders, retry=Retry(attempts=2, base=0.01))
 async def charge(order: Order) -> None:
-    print("charging", order.id, os.getpid(), flush=True)
+    say("charging", order.id, os.getpid())
     if order.id == "bad":
         raise ValueError("no money")
     if order.id.startswith("slow"):
         await asyncio.sleep(float(order.total))
-    print("charged", order.id, os.getpid(), flush=True)
+    say("charged", order.id, os.getpid())
 
 @bus.on(ordered)
 async def in_order(order: Order) -> None:
-    print("in order", order.id, flush=True)
+    say("in order", order.id)
 
 @bus.on(placed, group="mail")
 def mail(order: Order) -> None:
-    print("mailing", order.id, flush=True)
+    say("mailing", order.id)
     time.sleep(order.total)
-    print("mailed", order.id, flush=True)
+    say("mailed", order.id)
 
 @bus.on(events)
 async def event(e: Placed | Cancelled) -> None:
-    print(type(e).__name__, flush=True)
+    say(type(e).__name__)
 
 @bus.on(price)
 async def quote(order: Order) -> Order:
     if order.id == "bad":
         raise KeyError("no such sku")
     return Order(id=order.id, total=42)
+
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # in one piece: several processes write
+    sys.stdout.flush()
 
 def make() -> Bus:
     return bus
@@ -76,7 +80,7 @@ async def make_async() -> Bus:
 
 empty = Bus()
 not_a_bus = 7
-'''
+"""
 
 
 @pytest.fixture

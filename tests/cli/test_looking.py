@@ -183,7 +183,14 @@ def test_version_starts_without_rich_and_without_any_adapter():
 
     loaded = set(done.stdout.splitlines()[-1].split()[1:])
     assert "msgbus.cli.version" in loaded
-    assert not loaded & {"rich.console", "sqlite3", "pydantic_settings", "msgbus_sqlite", "msgbus_memory", "msgbus.cli.dlq"}
+    assert not loaded & {
+        "rich.console",
+        "sqlite3",
+        "pydantic_settings",
+        "msgbus_sqlite",
+        "msgbus_memory",
+        "msgbus.cli.dlq",
+    }
 
 
 def test_contract_proves_a_section(cli):

@@ -30,7 +30,7 @@ def numbered(project):
     """Make each worker of the application tell its process id when it is imported."""
     with (project / "app.py").open("a") as file:
         file.write("\nimport sys\nnumber = sys.argv[sys.argv.index('--supervised') + 1].partition(':')[2]")
-        file.write("\nprint('worker', number, 'is', os.getpid(), flush=True)\n")
+        file.write("\nsay('worker', number, 'is', os.getpid())\n")
 
 
 def test_it_says_what_it_runs_and_handles_messages(cli, start):
@@ -155,7 +155,7 @@ def test_a_second_signal_reaches_the_workers(cli, start):
     with start("run", "app:bus", "--workers", "2") as supervisor:
         supervisor.wait_for_line("charging slow1")
         os.kill(supervisor.pid, signal.SIGINT)
-        supervisor.wait_for_line("SIGINT: finishing what runs")
+        supervisor.wait_for_line("SIGTERM: finishing what runs")
         os.kill(supervisor.pid, signal.SIGINT)
         assert supervisor.wait(20) == 0
 
