@@ -3,6 +3,7 @@
 An HTML comment in the line before a block says what is special about it:
 
 ``<!-- file: app.py -->``      the block is the content of a file in the page's folder
+``<!-- append: app.py -->``    the block continues that file
 ``<!-- run: background -->``   the command goes on while the rest of the page runs; it must end well on SIGTERM
 ``<!-- run: no: reason -->``   the block is not run
 ``<!-- raises: ClosedError -->``  the block must raise that
@@ -36,8 +37,11 @@ from typing import Any
 
 RUN = {"python", "sh"}
 SHOWN = {"text", "json", "toml", "ini", "yaml", "sql"}
-_COMMENT = re.compile(r"<!--\s*(file|run|raises|prints)(?::\s*(.*?))?\s*-->")
+_COMMENT = re.compile(r"<!--\s*(file|append|run|raises|prints)(?::\s*(.*?))?\s*-->")
 PATIENCE = 30
+"""Seconds that a Python block, or the end of a command in the background, may take."""
+LONGEST = 250
+"""Seconds that a shell block may take: one of them runs the contract kit."""
 
 
 @dataclass
@@ -126,6 +130,9 @@ class PageRun:
             path = self._folder / block.notes["file"]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text + "\n", encoding="utf-8")
+        elif "append" in block.notes:
+            with (self._folder / block.notes["append"]).open("a", encoding="utf-8") as file:
+                file.write(f"\n{block.text}\n")
         elif "prints" in block.notes:
             self._check_printed(block)
         elif block.skipped or block.language in SHOWN:
@@ -162,7 +169,7 @@ class PageRun:
             return
         process = self._popen(block.text, subprocess.PIPE, subprocess.PIPE)
         try:
-            self._printed, errors = process.communicate(timeout=PATIENCE)
+            self._printed, errors = process.communicate(timeout=LONGEST)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
