@@ -316,17 +316,14 @@ class RabbitSubscription(Subscription):
     def _give_back_in_order(self, lanes: Lanes, nack: Nack) -> None:
         received, receipt = nack.received, nack.received.receipt
         now = self._clock.now()
-        due = now + nack.delay if nack.delay > 0 else 0.0
-        if nack.counted and self._counts:
-            del self._held[receipt.tag]
-            self._send(spec.Basic.Reject, receipt.tag, 1)
-            self._later(receipt.key, lanes.returned(received, due, now) - now)
-        else:
-            if nack.counted and nack.headers is not None:
-                received = replace(received, headers=nack.headers)
-            self._hand_out(lanes.keep(received, due, now))
+        if nack.counted:
+            received = replace(received, deliveries=max(received.deliveries, 1) + 1)
         if nack.delay > 0:
             self._later(receipt.key, nack.delay)
+        unseen = [message for message in self._ready if message.receipt.key == receipt.key]
+        if unseen:
+            self._ready = deque(message for message in self._ready if message.receipt.key != receipt.key)
+        self._hand_out(lanes.hold([received, *unseen], now + nack.delay, now))
 
     def _later(self, key: str, delay: float) -> None:
         """Look at a lane again after *delay* seconds."""
