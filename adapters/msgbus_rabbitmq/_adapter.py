@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import kombu
-from amqp import sasl, spec
+from amqp import sasl
 from amqp.exceptions import NotFound
 
 from msgbus.adapter import (
@@ -186,25 +186,21 @@ class RabbitMQAdapter(Adapter):
     async def stats(self, source: Source) -> Stats:
         """See `Adapter.stats`. AMQP tells how many are ready, not how many are in flight or delayed."""
         try:
-            ready = [await self._count(queue) for queue in self._layout.queues(source)]
-            dead = None if source.dead else await self._count(self._layout.dead_queue(source), missing=0)
+            ready = [await self._consuming.count(queue) for queue in self._layout.queues(source)]
+            dead = await self._dead(source)
         except NotFound as exc:
             raise TopologyError(f"{source} does not exist: {exc.reply_text}") from exc
         except Exception as exc:
             raise translate(exc, f"cannot look at {source}") from exc
         return Stats(ready=sum(ready), dead=dead)
 
-    async def _count(self, queue: str, missing: int | None = None) -> int:
-        channel = await self._consuming.require().channel()
+    async def _dead(self, source: Source) -> int | None:
+        if source.dead:
+            return None
         try:
-            reply = await channel.call(spec.Queue.Declare, "BsbbbbbF", 0, queue, True, False, False, False, False, {})
+            return await self._consuming.count(self._layout.dead_queue(source))
         except NotFound:
-            if missing is None:
-                raise
-            return missing
-        finally:
-            await channel.aclose()
-        return int(reply[1])
+            return 0
 
     async def aclose(self) -> None:
         """See `Adapter.aclose`."""

@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from amqp import spec
+
 from msgbus.errors import AccessDenied, BrokerUnavailable, ClosedError
 from msgbus_rabbitmq._errors import reason, translate
 from msgbus_rabbitmq._wire import Login, Wire
@@ -95,6 +97,15 @@ class Link:
             self._up.clear()
             await self._up.wait()
         return self._wire
+
+    async def count(self, queue: str) -> int:
+        """Return how many messages are ready in *queue*; raises py-amqp's errors."""
+        channel = await self.require().channel()
+        try:
+            reply = await channel.call(spec.Queue.Declare, "BsbbbbbF", 0, queue, True, False, False, False, False, {})
+        finally:
+            await channel.aclose()
+        return int(reply[1])
 
     async def aclose(self) -> None:
         """Close. Idempotent."""
