@@ -119,7 +119,7 @@ class Publisher:
         data = frame(METHOD, number, route.method) + frame(HEADER, number, content)
         chunk = channel.wire.frame_max - 8
         if len(content) > chunk:
-            raise MessageTooLarge(len(content), chunk)
+            raise PublishRejected(f"the headers take {len(content)} bytes, more than the broker's frame of {chunk}")
         if size <= chunk:
             return data + frame(BODY, number, body) if body else data
         return data + b"".join([frame(BODY, number, body[i : i + chunk]) for i in range(0, size, chunk)])

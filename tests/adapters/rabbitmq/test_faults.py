@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from msgbus.adapter import Ack
-from msgbus.errors import AccessDenied, BrokerUnavailable, ConfigError
+from msgbus.errors import AccessDenied, BrokerUnavailable
 from msgbus.testing.faults import FaultProxy
 from tests.adapters.rabbitmq.conftest import eventually, persist, receive, subscribe, take
 
@@ -206,9 +206,3 @@ async def test_a_peer_that_speaks_something_else_is_an_outage(rig):
         with pytest.raises(BrokerUnavailable):
             async with rig.adapter(url=f"amqp://127.0.0.1:{port}/"):
                 pass
-
-
-async def test_tls_verifies_and_says_what_is_wrong(rig, tmp_path):
-    with pytest.raises(ConfigError, match="certificates cannot be loaded"):
-        async with rig.adapter(url=f"amqps://127.0.0.1:1/?ca={tmp_path}/none.pem"):
-            pass
