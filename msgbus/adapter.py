@@ -18,7 +18,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from msgbus._message import ATTEMPTS, CONTENT_TYPE, CORRELATION_ID, DEAD, ID, KEY, REPLY_TO
+from msgbus._message import ATTEMPTS, CONTENT_TYPE, CORRELATION_ID, DEAD, ID, KEY, REPLY_TO, SOURCE, TIME, TYPE
 from msgbus._names import escape_name, is_pattern, match_name, pattern_regex, unescape_name
 from msgbus._time import Clock, SystemClock
 from msgbus._url import BusURL, parse_options
@@ -33,6 +33,9 @@ __all__ = [
     "ID",
     "KEY",
     "REPLY_TO",
+    "SOURCE",
+    "TIME",
+    "TYPE",
     "Ack",
     "Adapter",
     "AdapterConfig",

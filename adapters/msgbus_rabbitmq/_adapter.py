@@ -1,0 +1,215 @@
+"""The adapter: connections, and who uses which."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import ClassVar
+
+import kombu
+from amqp import sasl
+from amqp.exceptions import NotFound
+
+from msgbus.adapter import (
+    Adapter,
+    AdapterConfig,
+    BusURL,
+    Capabilities,
+    Health,
+    Outgoing,
+    Source,
+    Stats,
+    SubscribeOptions,
+    Topology,
+    parse_options,
+)
+from msgbus.errors import ConfigError, PublishError, TopologyError
+from msgbus_rabbitmq._errors import translate
+from msgbus_rabbitmq._layout import MAX_DELAY, Layout
+from msgbus_rabbitmq._link import Link, Target
+from msgbus_rabbitmq._options import Options
+from msgbus_rabbitmq._publisher import Parcel, Publisher
+from msgbus_rabbitmq._subscription import RabbitSubscription
+from msgbus_rabbitmq._topology import Declarer
+from msgbus_rabbitmq._wire import Login
+
+__all__ = ["RabbitMQAdapter"]
+
+_PORT, _TLS_PORT = 5672, 5671
+
+
+class RabbitMQAdapter(Adapter):
+    """RabbitMQ, over kombu and py-amqp. See the package's page for the URL and what to expect."""
+
+    name: ClassVar[str] = "amqp"
+
+    def __init__(self, url: BusURL, config: AdapterConfig) -> None:
+        super().__init__(url, config)
+        self._options = parse_options(url, Options)
+        self.capabilities = Capabilities(
+            groups=True,
+            patterns=True,
+            order="key",
+            max_delay=MAX_DELAY,
+            delivery_count="approximate",
+            unroutable=True,
+            durable=True,
+            requests="channels",
+            priority=True,
+            max_body=self._options.max_body,
+            max_batch=500,
+            max_settle=1000,
+            publish_window=8,
+        )
+        secure = url.scheme == "amqps"
+        self._vhost = url.path.removeprefix("/") or "/"
+        self._hosts = tuple((host, port or (_TLS_PORT if secure else _PORT)) for host, port in url.hosts) or (
+            ("localhost", _TLS_PORT if secure else _PORT),
+        )
+        self._tls = self._tls_context() if secure else None
+        self._layout = Layout(self._options)
+        self._declarer = Declarer(self._kombu, self._layout, config.provision)
+        self._subscriptions: set[RabbitSubscription] = set()
+        self._kombu_connection: kombu.Connection | None = None
+        self._make_links()
+
+    def _make_links(self) -> None:
+        self._publishing = Link(self._target("publish"), self._update_health)
+        self._consuming = Link(self._target("consume"), self._update_health)
+        self._publisher = Publisher(self._publishing, self.config.clock, self._options.max_body)
+
+    # -- connecting ---------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """See `Adapter.open`."""
+        try:
+            await self._publishing.open()
+            await self._consuming.open()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def _target(self, purpose: str) -> Target:
+        user, password = self._credentials()
+        mechanism: sasl.SASL = sasl.EXTERNAL() if self._options.auth == "external" else sasl.PLAIN(user, password)
+        login = Login(
+            mechanism.mechanism.decode(),
+            mechanism.start(None),
+            self._vhost,
+            self._options.heartbeat,
+            f"{self.config.service} {self.config.instance} {purpose}",
+        )
+        return Target(self._hosts, self._tls, login, self.config.connect_timeout)
+
+    def _credentials(self) -> tuple[str, str]:
+        return self.url.username or "guest", "guest" if self.url.password is None else self.url.password
+
+    def _tls_context(self) -> ssl.SSLContext:
+        options = self._options
+        try:
+            context = ssl.create_default_context(cafile=options.ca)
+            if options.cert:
+                context.load_cert_chain(options.cert, options.key)
+        except OSError as exc:
+            raise ConfigError(f"{self.url}: the certificates cannot be loaded: {exc}") from exc
+        return context
+
+    def _kombu(self) -> kombu.Connection:
+        """Return a kombu connection to the host in use, not yet connected."""
+        host, port = self._consuming.host
+        user, password = self._credentials()
+        options = self._options
+        tls: dict[str, object] | bool = self._tls is not None and {
+            "ca_certs": options.ca,
+            "certfile": options.cert,
+            "keyfile": options.key,
+            "cert_reqs": ssl.CERT_REQUIRED,
+            "server_hostname": host,
+        }
+        return kombu.Connection(
+            transport="pyamqp",
+            hostname=host,
+            port=port,
+            userid=user,
+            password=password,
+            virtual_host=self._vhost,
+            ssl=tls,
+            login_method=options.auth.upper(),
+            connect_timeout=self.config.connect_timeout,
+            transport_options={
+                "read_timeout": self.config.connect_timeout,
+                "client_properties": {"connection_name": f"{self.config.service} {self.config.instance} declare"},
+            },
+        )
+
+    @property
+    def raw(self) -> kombu.Connection:
+        """A kombu connection of its own (synchronous; connects when first used, closed with the adapter)."""
+        if self._kombu_connection is None:
+            self._kombu_connection = self._kombu()
+        return self._kombu_connection
+
+    def _update_health(self) -> None:
+        trouble = self._publishing.trouble or self._consuming.trouble
+        self.health = Health(not trouble, trouble)
+
+    # -- working ------------------------------------------------------------------------------------------------
+
+    async def declare(self, topology: Topology) -> None:
+        """See `Adapter.declare`."""
+        self._consuming.require()
+        await self._declarer.declare(topology)
+
+    async def publish(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        """See `Adapter.publish`."""
+        parcels = []
+        for outgoing in batch:
+            route = self._layout.route(outgoing.target, outgoing.headers)
+            if outgoing.delay > 0:
+                route = route.delayed(outgoing.delay)
+            parcels.append(Parcel(route, outgoing.headers, outgoing.body))
+        return await self._publisher.send(parcels)
+
+    async def subscribe(self, source: Source, options: SubscribeOptions) -> RabbitSubscription:
+        """See `Adapter.subscribe`."""
+        subscription = RabbitSubscription(
+            self._consuming, self._publisher, self._layout, self._redeclare, source, options, self.config
+        )
+        await subscription.open()
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def _redeclare(self, source: Source) -> None:
+        await self._declarer.declare(Topology(sources=(source,)))
+
+    async def stats(self, source: Source) -> Stats:
+        """See `Adapter.stats`. AMQP tells how many are ready, not how many are in flight or delayed."""
+        try:
+            ready = [await self._consuming.count(queue) for queue in self._layout.queues(source)]
+            dead = await self._dead(source)
+        except NotFound as exc:
+            raise TopologyError(f"{source} does not exist: {exc.reply_text}") from exc
+        except Exception as exc:
+            raise translate(exc, f"cannot look at {source}") from exc
+        return Stats(ready=sum(ready), dead=dead)
+
+    async def _dead(self, source: Source) -> int | None:
+        if source.dead:
+            return None
+        try:
+            return await self._consuming.count(self._layout.dead_queue(source))
+        except NotFound:
+            return 0
+
+    async def aclose(self) -> None:
+        """See `Adapter.aclose`."""
+        subscriptions, self._subscriptions = self._subscriptions, set()
+        for subscription in subscriptions:
+            await subscription.aclose()
+        await self._publishing.aclose()
+        await self._consuming.aclose()
+        if self._kombu_connection is not None:
+            connection, self._kombu_connection = self._kombu_connection, None
+            await asyncio.to_thread(connection.release)
+        self.health = Health(False, "closed")

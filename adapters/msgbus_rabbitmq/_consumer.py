@@ -1,0 +1,232 @@
+"""One channel that consumes a source's queues: what the broker hands out, what of it is open, and acks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+
+from amqp import spec
+from amqp.exceptions import ConsumerCancelled
+
+from msgbus.adapter import Kind, Received, Source
+from msgbus_rabbitmq._channel import Channel
+from msgbus_rabbitmq._errors import reason, translate
+from msgbus_rabbitmq._lanes import Receipt
+from msgbus_rabbitmq._layout import Layout
+from msgbus_rabbitmq._link import Link
+from msgbus_rabbitmq._message import CHANNEL, Delivered, read_headers
+
+__all__ = ["Consumer"]
+
+_REPLY_LIFE = 60_000
+"""Milliseconds a reply queue outlives its process. Shorter loses replies while its connection is being repaired."""
+_RETURN_TIMEOUT = 1.0
+"""Seconds that the broker gets to take back what a closed channel held."""
+_TAG = Struct(">Q")
+_SETTLE = Struct(">BHIHHQBB")  # frame header, method, delivery tag, bits, frame end
+
+
+class Consumer:
+    """Consumes on a channel; when that is lost, `open` gets another one, and all of the old one's messages are void.
+
+    Args:
+        link: The connection.
+        layout: The names.
+        source: What to consume.
+        prefetch: The most messages to hold.
+        on_message: Called with each message.
+        on_lost: Called when the channel is lost, or the broker cancels the consumer.
+
+    Attributes:
+        trouble: Why there is no channel now.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        layout: Layout,
+        source: Source,
+        prefetch: int,
+        *,
+        on_message: Callable[[Received], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.queues = layout.queues(source)
+        self.counts = layout.queue_type(source) == "quorum"
+        self.trouble = "not connected yet"
+        self._link = link
+        self._source = source
+        self._prefetch = -(-prefetch // len(self.queues))
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._channel: Channel | None = None
+        self._lost = False
+        self._epoch = 0
+        self._held: dict[int, None] = {}
+        self._returning = 0  # messages that were requeued and have not come back to us
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages arrive."""
+        return self._channel is not None and not self._lost
+
+    def holds(self, receipt: Receipt) -> bool:
+        """Whether a message is ours to settle."""
+        return receipt.epoch == self._epoch and receipt.tag in self._held and not self._lost
+
+    async def open(self) -> None:
+        """Begin to consume on a new channel.
+
+        Raises:
+            BrokerUnavailable: There is no connection now.
+            TopologyError: There is no such queue.
+        """
+        self._epoch += 1
+        self._lost = False
+        epoch = self._epoch
+        channel: Channel | None = None
+        try:
+            channel = self._channel = await self._link.require().channel()
+            channel.on_delivery = lambda method, header, body: self._on_delivery(epoch, method, header, body)
+            channel.on_cancel = lambda tag: self._lose(epoch, ConsumerCancelled(f"the broker cancelled {tag!r}"))
+            channel.closed.add_done_callback(lambda closed: self._lose(epoch, closed.result()))
+            if self._source.address.kind is Kind.REPLY:
+                await self._declare_reply_queue(channel)
+            await channel.call(spec.Basic.Qos, "lBb", 0, self._prefetch, False)
+            for queue in self.queues:  # the queue's name is the consumer's tag
+                await channel.call(spec.Basic.Consume, "BssbbbbF", 0, queue, queue, False, False, False, False, {})
+        except BaseException as exc:
+            self._channel = None
+            if channel is not None:
+                await channel.aclose()
+            if isinstance(exc, Exception):
+                raise translate(exc, f"cannot consume {self._source}") from exc
+            raise
+
+    async def _declare_reply_queue(self, channel: Channel) -> None:
+        arguments = {"x-expires": _REPLY_LIFE, "x-queue-type": "classic"}
+        (queue,) = self.queues
+        await channel.call(spec.Queue.Declare, "BsbbbbbF", 0, queue, False, True, False, False, False, arguments)
+
+    async def detach(self) -> None:
+        """Give the channel up, and with it all that it holds: the broker hands it out again. Idempotent."""
+        channel, self._channel = self._channel, None
+        self._epoch += 1
+        self._held.clear()
+        self._returning = 0
+        if channel is not None:
+            await channel.aclose()
+
+    async def aclose(self) -> None:
+        """Stop for good. Idempotent."""
+        channel = self._channel
+        if channel is not None and channel.is_open:
+            try:
+                if self._source.address.kind is Kind.REPLY:
+                    await channel.call(spec.Queue.Delete, "Bsbbb", 0, self.queues[0], False, False, False)
+                elif self._source.dead:
+                    await self._leave_dead_letters(channel)
+            except Exception as exc:  # noqa: BLE001 - the connection is gone, and with it what was to be tidied up
+                self.trouble = reason(exc)
+        await self.detach()
+
+    async def _leave_dead_letters(self, channel: Channel) -> None:
+        """Close the channel and wait for the dead letters to be back: whoever looked at them counts them next.
+
+        A quorum queue takes back what a closed channel held a moment after the close was answered.
+        """
+        (queue,) = self.queues
+        await channel.call(spec.Basic.Cancel, "sb", queue, False)
+        ready = await self._link.count(queue)  # some of what was requeued may be on its way to us instead
+        expected = len(self._held) + max(ready, self._returning)
+        await channel.aclose()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _RETURN_TIMEOUT
+        while await self._link.count(queue) < expected and loop.time() < deadline:
+            await asyncio.sleep(0.005)
+
+    # -- arriving -----------------------------------------------------------------------------------------------
+
+    def _lose(self, epoch: int, why: BaseException) -> None:
+        if epoch == self._epoch and self._channel is not None and not self._lost:
+            self._lost = True
+            self.trouble = f"{self._source}: {reason(why)}"
+            self._on_lost()
+
+    def _on_delivery(self, epoch: int, method: bytes, header: bytes, body: bytes) -> None:
+        if epoch != self._epoch or self._lost:
+            return
+        size = method[4]
+        (tag,) = _TAG.unpack_from(method, 5 + size)
+        headers, own = read_headers(header)
+        self._held[tag] = None
+        if self._returning and method[13 + size] & 1:  # redelivered
+            self._returning -= 1
+        received = Received(
+            body,
+            headers,
+            self._deliveries(own),
+            self._published_to(own, method, 14 + size),
+            receipt=Receipt(epoch, tag, method[5 : 5 + size].decode()),
+            raw=Delivered(method, header, body),
+        )
+        self._on_message(received)
+
+    def _deliveries(self, own: dict[str, Any]) -> int:
+        if not self.counts:
+            return 0
+        count = own.get("x-acquired-count", own.get("x-delivery-count", 0))
+        return 1 + count if isinstance(count, int) else 1
+
+    def _published_to(self, own: dict[str, Any], method: bytes, offset: int) -> str:
+        address = self._source.address
+        if address.kind is not Kind.TOPIC:
+            return address.name
+        if CHANNEL in own:
+            return str(own[CHANNEL])
+        size = method[offset]
+        if not size:  # the default exchange: sent to this very queue
+            return address.name
+        offset += 1 + size
+        return method[offset + 1 : offset + 1 + method[offset]].decode()
+
+    # -- settling -----------------------------------------------------------------------------------------------
+
+    def ack(self, receipts: list[Receipt]) -> None:
+        """Ack messages we hold: up to the lowest one still open with one frame, what is beyond it one by one."""
+        held = self._held
+        for receipt in receipts:
+            del held[receipt.tag]
+        tags = [receipt.tag for receipt in receipts]
+        lowest = next(iter(held), None)
+        contiguous = max((tag for tag in tags if lowest is None or tag < lowest), default=0)
+        if contiguous:
+            self._send(spec.Basic.Ack, contiguous, 1)
+        for tag in tags:
+            if tag > contiguous:
+                self._send(spec.Basic.Ack, tag, 0)
+
+    def requeue(self, receipt: Receipt, *, counted: bool) -> None:
+        """Return a message we hold to its queue.
+
+        RabbitMQ 4.3 counts rejected messages and not nacked ones; before, quorum queues count both.
+        """
+        del self._held[receipt.tag]
+        self._returning += 1
+        if counted:
+            self._send(spec.Basic.Reject, receipt.tag, 1)
+        else:
+            self._send(spec.Basic.Nack, receipt.tag, 2)
+
+    @property
+    def nack_counts(self) -> bool:
+        """Whether the broker counts a message that is nacked."""
+        assert self._channel is not None
+        version = str(self._channel.wire.server.get("version", "")).split(".")[:2]
+        return self.counts and not (all(map(str.isdecimal, version)) and [int(n) for n in version] >= [4, 3])
+
+    def _send(self, method: tuple[int, int], tag: int, bits: int) -> None:
+        assert self._channel is not None
+        self._channel.wire.write(_SETTLE.pack(1, self._channel.number, 13, *method, tag, bits, 0xCE))
