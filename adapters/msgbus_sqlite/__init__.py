@@ -33,7 +33,7 @@ Semantics
 Waiting
     A consumer hears of a message published through the same adapter at once, and of one from another process or
     another adapter within 20 ms (within 1 ms while messages keep coming): each process looks for commits, 50 times a
-    second when idle, which costs a tenth of a per cent of a core. Delayed messages are handed out when they are due.
+    second when idle, which costs less than one per cent of a core. Delayed messages are handed out when they are due.
 
 Limits
     - Not for network file systems (NFS, SMB): processes of one machine share memory beside the file. Do not delete or

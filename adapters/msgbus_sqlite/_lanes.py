@@ -73,7 +73,7 @@ def next_moment(db: sqlite3.Connection, place: int) -> float | None:
 
 
 def lease(tx: Transaction, place: int, limit: int, until: float, token: int) -> list[Row]:
-    """Hand out up to about *limit* messages, the lanes with the oldest first, each an equal share."""
+    """Hand out up to *limit* messages, the lanes with the oldest first, each an equal share."""
     tx.db.execute(
         "UPDATE msgbus_lane SET visible_at = 0 WHERE place = ? AND visible_at > 0 AND visible_at <= ?", (place, tx.now)
     )

@@ -16,8 +16,8 @@ __all__ = ["Reader"]
 T = TypeVar("T")
 
 _SHORTEST, _LONGEST = 0.001, 0.02
-"""Pauses between two looks for other processes' commits, in seconds: they double while nothing happens. A look costs
-some 10 µs, so that an idle process uses a tenth of a per cent of a core."""
+"""Pauses between two looks for other processes' commits, in seconds: they double while nothing happens. An idle
+process uses less than one per cent of a core for it."""
 
 
 @dataclass(slots=True)
