@@ -44,7 +44,7 @@ bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=fil
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))
 
 docs: $(STAMP) ## Build the documentation into site/
-	@$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(STAMP) ## Build wheel and sdist, install them into clean environments, import
 	@$(BIN)/python scripts/check_package.py

@@ -11,10 +11,12 @@ from typing import Any
 
 from msgbus import _config, _message
 from msgbus._registry import adapter_class, adapter_schemes
-from msgbus.adapter import Adapter, BusURL, Capabilities
+from msgbus.adapter import Adapter, AdapterConfig, BusURL, Capabilities
+from msgbus.errors import MissingExtra
 
 DOCS = Path(__file__).parents[1] / "docs"
 NO = "\N{EN DASH}"
+URLS = {"memory": "memory://", "sqlite": "sqlite:///msgbus.db"}
 NEVER = 10 * 365 * 86_400.0
 """A delay of so many seconds is as good as any."""
 
@@ -22,6 +24,11 @@ NEVER = 10 * 365 * 86_400.0
 def main() -> int:
     """Rewrite or check the pages; return the exit code."""
     stale = []
+    try:
+        _adapters()
+    except MissingExtra as exc:
+        print(f"the tables need all adapters: {exc}")
+        return 3
     for name, table in (("capabilities", capabilities), ("settings", settings), ("headers", headers)):
         page = next(p for p in sorted(DOCS.glob("**/*.md")) if f"<!-- begin: {name} -->" in p.read_text())
         old = page.read_text()
@@ -45,9 +52,9 @@ def replaced(text: str, name: str, table: str) -> str:
 
 def capabilities() -> Iterator[str]:
     """Yield the table of what each adapter can do."""
-    adapters = sorted({adapter_class(BusURL(scheme)) for scheme in adapter_schemes()}, key=_order)
+    adapters = sorted(_adapters(), key=_order)
     meaning = attributes(Capabilities)
-    yield f"| Capability | {' | '.join(a.name for a in adapters)} | Meaning |"
+    yield f"| Capability | {' | '.join(map(_broker, adapters))} | Meaning |"
     yield f"|---|{'---|' * len(adapters)}---|"
     for field in fields(Capabilities):
         values = " | ".join(_show(field.name, getattr(a.capabilities, field.name)) for a in adapters)
@@ -88,9 +95,23 @@ def attributes(cls: type) -> dict[str, str]:
     return {name: text.replace("``", "`").replace("|", "\\|") for name, text in found.items()}
 
 
-def _order(adapter: type[Adapter]) -> tuple[int, str]:
+def _adapters() -> list[Adapter]:
+    """Return one adapter of each class, as its options' defaults make it."""
+    made: dict[type[Adapter], Adapter] = {}
+    for scheme in adapter_schemes():
+        url = BusURL.parse(URLS.get(scheme, f"{scheme}://localhost"))
+        cls = adapter_class(url)
+        made.setdefault(cls, cls(url, AdapterConfig()))
+    return list(made.values())
+
+
+def _order(adapter: Adapter) -> tuple[int, str]:
     """Embedded brokers come first."""
-    return (["sqlite", "memory"].index(adapter.name) if adapter.name in {"sqlite", "memory"} else 9), adapter.name
+    return (["sqlite", "memory"].index(adapter.name) if adapter.name in {"sqlite", "memory"} else 9), _broker(adapter)
+
+
+def _broker(adapter: Adapter) -> str:
+    return type(adapter).__module__.partition(".")[0].removeprefix("msgbus_")
 
 
 def _show(name: str, value: Any) -> str:

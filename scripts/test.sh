@@ -6,7 +6,7 @@ if [ "${CI:-}" = true ]; then
     "$BIN/python" -m scripts.brokers --install
 fi
 rm -f .coverage .coverage.*
-"$BIN/mkdocs" build --strict --quiet
+NO_MKDOCS_2_WARNING=1 "$BIN/mkdocs" build --strict --quiet
 "$BIN/python" scripts/check_package.py
 COVERAGE_PROCESS_START=pyproject.toml "$BIN/coverage" run -m pytest tests
 "$BIN/coverage" combine --quiet
