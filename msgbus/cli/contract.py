@@ -35,6 +35,8 @@ def contract(url: Url, sections: Sections = None, as_json: options.AsJSON = Fals
     Example: msgbus contract nats://localhost:4222 --sections A,C
     """
     chosen = _sections(sections)
+    if url == "memory://":
+        url = "memory://contract"  # without a name, each adapter of a check would be a broker of its own
     execute(_reach(BusURL.parse(url)))
     done = 0
     with progress("contract", len(load_checks(chosen))) as advance:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,9 @@ from msgbus.cli._supervisor import Supervisor
 from msgbus.cli._target import App, load_app
 
 app = typer.Typer()
+
+_THREADS_END = 1.0
+"""Seconds that idle threads get to end; one that needs longer runs a handler."""
 
 
 class Level(StrEnum):
@@ -88,13 +92,21 @@ def _serve(bus: Bus, only: tuple[str, ...]) -> None:
         _run.run(bus, only=only)
     except Exception as exc:  # noqa: BLE001 - told below, and the process must end even if a handler's thread does not
         code = report(exc)
-    if stuck := [t for t in threading.enumerate() if t.name.startswith("msgbus-handler")]:
+    if stuck := _stuck_threads():
         # Python would wait for them at exit, as long as they take.
         log.warning("%d handlers in threads do not end; their messages come again", len(stuck))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or FAILED)
     raise typer.Exit(code)
+
+
+def _stuck_threads() -> list[threading.Thread]:
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("msgbus-handler")]
+    deadline = time.monotonic() + _THREADS_END
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [thread for thread in threads if thread.is_alive()]
 
 
 def _check_only(application: App, only: list[str]) -> None:
