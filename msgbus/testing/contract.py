@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-# Before the checks are imported, or their assertions would not show what they compared.
-pytest.register_assert_rewrite("msgbus.testing.checks", "msgbus.testing.case", "msgbus.testing.tap")
+# Before they are imported, or their assertions would not show what they compared (which is all that is lost if
+# somebody imported them first).
+pytest.register_assert_rewrite(
+    *({f"msgbus.testing.{name}" for name in ("checks", "case", "tap", "model")} - sys.modules.keys())
+)
 
 from msgbus.testing._check import Check, Skipped, load_checks, load_store_checks  # noqa: E402
 from msgbus.testing.harness import Harness, StoreHarness  # noqa: E402
