@@ -166,7 +166,9 @@ class DeadLetterBox:
 
     def _revived(self, received: Received) -> Outgoing:
         headers = {k: v for k, v in received.headers.items() if k not in (DEAD, ATTEMPTS, EXPIRES)}
-        return Outgoing(self._source, received.body, headers, headers.get(ID, ""), received.key)
+        return Outgoing(
+            self._source, received.body, headers, headers.get(ID, ""), received.key, channel=received.channel
+        )
 
     async def _subscribe(self) -> Subscription:
         await self._connection.declare(sources=[self._source])

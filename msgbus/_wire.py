@@ -86,6 +86,7 @@ class Outgoing:
         id: The message id (also in the headers), for brokers that deduplicate by id.
         key: The ordering key (also in the headers), for brokers that partition by key.
         delay: Seconds before it may be received, at most ``Capabilities.max_delay``.
+        channel: The name it was first published to, where the target does not say: it is the source of a pattern.
     """
 
     target: Address | Source
@@ -94,6 +95,7 @@ class Outgoing:
     id: str
     key: str | None = None
     delay: float = 0.0
+    channel: str = ""
 
 
 @dataclass(slots=True, eq=False)

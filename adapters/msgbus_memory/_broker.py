@@ -90,7 +90,7 @@ class Broker:
                 results.append(MessageTooLarge(len(message.body), MAX_BODY))
                 continue
             headers = dict(message.headers)
-            channel = target.name if isinstance(target, Address) else target.address.name
+            channel = message.channel or (target.name if isinstance(target, Address) else target.address.name)
             for box in route.boxes:
                 box.push(Entry(message.body, headers, message.id, message.key, channel), now, message.delay)
             results.append(None)

@@ -73,7 +73,7 @@ def _store(tx: Transaction, routed: list[tuple[Outgoing, str, Place]]) -> None:
             own = old
         else:
             members.append((place, key, own))
-        channel = target.address.name if isinstance(target, Source) else target.name
+        channel = message.channel or (target.address.name if isinstance(target, Source) else target.name)
         rows.append((own, channel, key, tx.now, headers, message.body))
         tx.woken.add(place)
     messages.add(tx, rows, entries)
