@@ -90,11 +90,13 @@ class DeadLetterBox:
             async for received in self._browse(limit):
                 yield received
             return
+        there = (await self._connection.adapter.stats(self._source)).dead
+        wanted = min((n for n in (limit, there) if n is not None), default=None)
         subscription = await self._subscribe()
         held: list[Received] = []
         try:
-            while limit is None or len(held) < limit:
-                page = await subscription.receive(_PAGE if limit is None else min(_PAGE, limit - len(held)), _IDLE)
+            while wanted is None or len(held) < wanted:
+                page = await subscription.receive(_PAGE if wanted is None else min(_PAGE, wanted - len(held)), _IDLE)
                 if not page:
                     break
                 held += page
