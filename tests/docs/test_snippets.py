@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_the_blocks_of_a_page_run(page: Path, folder: Path) -> None:
     blocks = blocks_of(page)
 
     PageRun(page, folder).run(blocks)
+
+
+def test_the_links_of_the_readme_lead_somewhere() -> None:
+    """Each relative link in the README names a file or folder (mkdocs checks those between the pages)."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
 def test_every_block_is_run_or_counted() -> None:
