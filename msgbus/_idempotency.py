@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from msgbus._backoff import RECONNECT
 from msgbus._batcher import Calls
 from msgbus._message import ID, new_id
 from msgbus._time import Duration, seconds
-from msgbus.adapter import Received
+from msgbus.adapter import Health, Received
 from msgbus.errors import Reject, StoreError, StoreUnavailable
 from msgbus.store import Claim, Completion, Granted, Store, Verdict
 
 __all__ = ["Guard", "Idempotency", "StoreCalls"]
 
+T = TypeVar("T")
+R = TypeVar("R")
 _log = logging.getLogger("msgbus")
 _MAX_KEY = 512
 
@@ -52,12 +54,19 @@ class Idempotency:
 
 
 class StoreCalls:
-    """A store whose concurrent calls are gathered into batches."""
+    """A store whose concurrent calls are gathered into batches.
+
+    Attributes:
+        health: Whether the last call reached it.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.claim: Calls[Claim, Verdict] = Calls(store.claim, max_batch=200, in_flight=2)
-        self.complete: Calls[Completion, StoreError | None] = Calls(store.complete, max_batch=200, in_flight=2)
+        self.health = Health(True)
+        self.claim: Calls[Claim, Verdict] = Calls(self._watched(store.claim), max_batch=200, in_flight=2)
+        self.complete: Calls[Completion, StoreError | None] = Calls(
+            self._watched(store.complete), max_batch=200, in_flight=2
+        )
         self.release: Calls[Claim, None] = Calls(self._release, max_batch=200)
 
     async def aclose(self) -> None:
@@ -65,6 +74,18 @@ class StoreCalls:
         for calls in (self.claim, self.complete, self.release):
             await calls.aclose()
         await self.store.aclose()
+
+    def _watched(self, call: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> Callable[[Sequence[T]], Any]:
+        async def watched(items: Sequence[T]) -> Sequence[R]:
+            try:
+                results = await call(items)
+            except StoreUnavailable as exc:
+                self.health = Health(False, str(exc))
+                raise
+            self.health = Health(True)
+            return results
+
+        return watched
 
     async def _release(self, claims: Sequence[Claim]) -> Sequence[None]:
         await self.store.release(claims)

@@ -33,14 +33,16 @@ class HealthReport:
     """Whether a bus works.
 
     Attributes:
-        ok: True when every broker is reachable and every running subscription is receiving.
+        ok: True when every broker and the store are reachable and every running subscription is receiving.
         brokers: Each broker's health, by its URL (credentials masked).
         subscriptions: Whether each running subscription is receiving, by ``channel`` or ``channel@group``.
+        store: The idempotency store's health; None when no handler needs it.
     """
 
     ok: bool
     brokers: Mapping[str, Health]
     subscriptions: Mapping[str, bool]
+    store: Health | None = None
 
 
 class Session:
@@ -196,7 +198,9 @@ class Session:
         brokers = {str(c.adapter.url): c.adapter.health for c in self._connections}
         subscriptions = {label: receiver.healthy for label, receiver in self.receivers.items()}
         ok = all(health.ok for health in brokers.values()) and all(subscriptions.values())
-        return HealthReport(ok and not self.crashed.done(), brokers, subscriptions)
+        store = None if self._calls is None else self._calls.health
+        ok = ok and (store is None or store.ok) and not self.crashed.done()
+        return HealthReport(ok, brokers, subscriptions, store)
 
     async def raw(self, channel: Channel[Any] | None) -> Any:
         """Return the client library's own connection."""

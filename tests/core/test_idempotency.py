@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from msgbus import BatchFailed, Bus, DeadReason, Delivery, Idempotency, Queue, RequestReply, Retry, TestBus
-from msgbus.adapter import Outgoing
+from msgbus.adapter import Health, Outgoing
 from msgbus.errors import StoreUnavailable
 from msgbus.store import Claim, Granted
 from msgbus_memory import MemoryStore
@@ -216,7 +216,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
 
 
 def test_while_the_store_is_away_nothing_is_handled(flaky: type[Flaky]) -> None:
-    """By default a message waits for the store, and is handled once it is back."""
+    """By default a message waits for the store, health says so, and it is handled once the store is back."""
     bus, seen = Bus("memory://"), []
     bus.on(orders, idempotent=True)(lambda order: seen.append(order.id))
 
@@ -224,10 +224,12 @@ def test_while_the_store_is_away_nothing_is_handled(flaky: type[Flaky]) -> None:
         async with bus:
             await bus.start()
             await bus.send(orders, Order(id="1"))
-            await asyncio.sleep(0.1)
+            await eventually(lambda: not bus.health().ok)
+            assert bus.health().store == Health(False, "the store is away")
             assert seen == []
             flaky.away = False
             await eventually(lambda: seen)
+            assert bus.health().ok
 
     run(main())
 
