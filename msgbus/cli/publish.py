@@ -15,14 +15,14 @@ from msgbus._bus import Bus
 from msgbus._channel import Channel, Queue, RequestReply, Topic
 from msgbus._codec import Codec
 from msgbus._message import new_id
-from msgbus.adapter import Kind
+from msgbus.adapter import Kind, Provision
 from msgbus.cli import _options as options
 from msgbus.cli._bodies import BYTES, JSON_TEXT, TEXT, lines_of, opened_body, read_body
 from msgbus.cli._broker import agree, change, execute, no_key, opened
 from msgbus.cli._errors import Failed, Misuse
 from msgbus.cli._output import body_value, console, print_json, print_value, progress, say
 from msgbus.cli._target import load_app
-from msgbus.errors import DecodeError, EncodeError, PublishFailed
+from msgbus.errors import DecodeError, EncodeError, PublishFailed, TopologyError
 
 app = typer.Typer()
 
@@ -74,13 +74,19 @@ class _Call:
     app_dir: Path
     url: str | None
 
-    def open(self) -> tuple[Bus, list[Channel[Any]]]:
-        """Return the bus, and the channels that may be meant: the application's own, or any that takes bytes."""
+    async def resolve(self) -> tuple[Bus, Channel[Any]]:
+        """Return the bus, and the channel: the application's own, else what exists, else what is made now."""
         if self.target is not None:
             application = load_app(self.target, self.app_dir)
-            return change(application.bus, self.url), [application.channel(self.name, self.kind)]
+            return change(application.bus, self.url), application.channel(self.name, self.kind)
         codec = TEXT if self.text else BYTES if self.bytes_file else JSON_TEXT
-        return Bus(self.url), _candidates(self.kind, self.name, codec, keyed=self.keyed)
+        candidates = _candidates(self.kind, self.name, codec, keyed=self.keyed)
+        try:
+            # Verified first: declaring a queue without a key where one with keys exists may make a second one.
+            async with opened(Bus(self.url, topology=Provision.VERIFY)) as session:
+                return Bus(self.url), await agree(session, candidates, None)
+        except TopologyError:
+            return Bus(self.url), candidates[0]
 
     def read(self, body: str | None) -> bytes:
         """Return the body."""
@@ -186,10 +192,9 @@ def _publish_lines(call: _Call, body: str, details: dict[str, Any], *, as_json: 
 
 
 async def _publish_one(call: _Call, body: bytes, details: dict[str, Any]) -> None:
-    bus, candidates = call.open()
+    bus, channel = await call.resolve()
+    payload = call.payload(channel, body)
     async with opened(bus) as session:
-        channel = await agree(session, candidates, None)
-        payload = call.payload(channel, body)
         await session.publish(channel, payload, details)
 
 
@@ -197,11 +202,11 @@ async def _publish_many(
     call: _Call, details: dict[str, Any], read: Callable[[], AsyncIterator[bytes]]
 ) -> tuple[int, dict[int, str]]:
     """Publish each line; return how many were confirmed, and the other lines' numbers and errors."""
-    bus, candidates = call.open()
+    bus, channel = await call.resolve()
     failed: dict[int, str] = {}
     numbers: list[int] = []
 
-    async def payloads(channel: Channel[Any]) -> AsyncIterator[Any]:
+    async def payloads() -> AsyncIterator[Any]:
         number = 0
         async for line in read():
             number += 1
@@ -214,9 +219,8 @@ async def _publish_many(
             yield payload
 
     async with opened(bus) as session:
-        channel = await agree(session, candidates, None)
         try:
-            sent = await session.publish_many(channel, payloads(channel), details)
+            sent = await session.publish_many(channel, payloads(), details)
         except PublishFailed as exc:
             sent = exc.total - len(exc.failures)
             failed |= {numbers[index]: str(error) for index, error in exc.failures.items()}
@@ -224,11 +228,11 @@ async def _publish_many(
 
 
 async def _request(call: _Call, body: bytes, timeout: float, details: dict[str, Any]) -> bytes:
-    bus, candidates = call.open()
-    channel = candidates[0]
+    bus, channel = await call.resolve()
     assert isinstance(channel, RequestReply)
+    payload = call.payload(channel, body)
     async with opened(bus) as session:
-        answer = await session.request(channel, call.payload(channel, body), timeout, details)
+        answer = await session.request(channel, payload, timeout, details)
     return channel.encode_reply(answer)
 
 
