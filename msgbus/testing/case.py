@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -27,6 +29,7 @@ from msgbus.adapter import (
     Topology,
 )
 from msgbus.testing.harness import Harness
+from msgbus.testing.processes import WorkerProcess
 from msgbus.testing.tap import Tap
 
 __all__ = ["Case"]
@@ -134,11 +137,28 @@ class Case:
 
     def bus(self, **options: Any) -> Bus:
         """Return a bus on the broker, not opened yet. Buses of one case share channels and idempotency records."""
+        return Bus(**{**self._bus_options(), **options})
+
+    def _bus_options(self) -> dict[str, Any]:
         store: str | None = self.harness.store_url
         if store is None and not has_store(BusURL.parse(self.harness.url)):
             store = f"memory://{self.prefix}"
-        given = {"namespace": self.prefix, "lease": self.lease, "drain_timeout": 5.0, "idempotency_url": store}
-        return Bus(self.harness.url, **{**given, **options})
+        return {
+            "url": self.harness.url,
+            "namespace": self.prefix,
+            "lease": self.lease,
+            "drain_timeout": 5.0,
+            "idempotency_url": store,
+        }
+
+    def worker(self, behaviour: str, *, attempts: int = 5, concurrency: int = 1) -> WorkerProcess:
+        """Start a process that consumes the queue ``work`` (see `msgbus.testing.worker`)."""
+        orders = {"bus": self._bus_options(), "behaviour": behaviour, "attempts": attempts, "concurrency": concurrency}
+        worker = WorkerProcess(
+            [sys.executable, "-m", "msgbus.testing.worker"], env={"MSGBUS_TEST_WORKER": json.dumps(orders)}
+        )
+        self._stack.callback(worker.close)
+        return worker
 
     # -- publishing ---------------------------------------------------------------------------------------------
 

@@ -123,7 +123,18 @@ async def _result(check: Check, run: Any) -> Result:
     except Skipped as exc:
         status, reason = "skipped", str(exc)
     except Exception as exc:  # noqa: BLE001 - whatever a check raises is its result
-        status, reason = "failed", str(exc).partition("\n")[0] or type(exc).__name__
+        status, reason = "failed", _reason(exc)
         detail = "".join(traceback.format_exception(exc))
     took = time.perf_counter() - started
     return Result(str(check), check.clause, status, reason, detail, took, account.duplicates, account.notes)
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if text := str(error).partition("\n")[0]:
+        return text
+    if isinstance(error, TimeoutError):
+        return "the check took too long"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"this does not hold: {frames[-1].line}" if frames else type(error).__name__

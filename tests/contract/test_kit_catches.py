@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
@@ -51,6 +52,10 @@ CAUGHT = {
     "BrowsesUndeclared": "M36",
     "ForgetsDelayedAtClose": "N1",
 }
+LOSSES = {
+    "ConfirmsWithoutStoring", "LosesOnCancel", "LosesSecondNack", "LosesAtClose", "LosesDeadLetters", "LeavesATask",
+}  # fmt: skip
+"""What these do wrong shows by something that never comes; all others must not be caught by mere slowness."""
 STORES_CAUGHT = {
     "ClaimMarksDone": "S5",
     "LateCompletionWins": "S8 S9",
@@ -108,8 +113,14 @@ def test_a_broken_adapter_is_caught(name, check_id):
         url=f"{name.lower()}://kit", tick=0.1, lease=0.4, patience=0.1, virtual=True, store_url="memory://kit"
     )
 
-    with pytest.raises((AssertionError, TimeoutError, ExceptionGroup)):
+    with pytest.raises((AssertionError, ExceptionGroup)) as caught:
         asyncio.run(prove(check, harness))
+
+    error = caught.value
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, AssertionError)
+    assert name in LOSSES or not re.search(r"gave \d+ of|never became true", str(error))
 
 
 @pytest.mark.parametrize(("name", "check_id"), pairs(STORES_CAUGHT))

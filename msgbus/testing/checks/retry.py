@@ -239,7 +239,7 @@ async def a_retry_is_its_groups_own(t: Case) -> None:
     async with bus:
         await bus.start()
         await bus.publish(topic, "x")
-        await t.eventually(lambda: len(failing) == 3)
+        await t.eventually(lambda: len(failing) >= 3)
         await t.pause(3)
 
     assert (failing, fine) == ([1, 2, 3], [1])
