@@ -5,6 +5,16 @@ One file per group of commands; a command's module, and Rich with it, is importe
 
 from __future__ import annotations
 
-from msgbus.cli._app import app, main
+import sys
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from msgbus.cli._app import app  # noqa: PLC0415 - Ctrl-C during the imports is no traceback either
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

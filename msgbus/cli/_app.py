@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from msgbus.cli._errors import report
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 _COMMANDS = {
     "run": "run",
@@ -63,8 +63,3 @@ def msgbus() -> None:
 
     The broker is the one of --url, else of MSGBUS_URL, else sqlite:///msgbus.db in this directory.
     """
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

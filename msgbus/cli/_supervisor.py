@@ -21,6 +21,11 @@ _SETTLED = 10.0
 _MAX_CRASHES = 5
 """How often in a row a worker may end before that, until it is given up."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
+_SIGNALS = (
+    "stopping; once more does not wait for handlers",
+    "not waiting for handlers; once more kills",
+    "killing",
+)
 _LOOK = 0.3
 """Seconds between two looks at the files."""
 
@@ -66,8 +71,8 @@ class Supervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         self._signals += 1
         self._wake()
-        if self._signals == 1:
-            log.info("%s: stopping %d workers; once more does not wait for handlers", number.name, len(self._running))
+        what = _SIGNALS[min(self._signals, len(_SIGNALS)) - 1]
+        log.info("%s: %s (%d workers)", number.name, what, len(self._running))
         # SIGTERM for both: a worker that is still importing dies of it, where SIGINT would print a traceback.
         self._send(signal.SIGTERM if self._signals < 3 else signal.SIGKILL)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from msgbus.cli import app
+from msgbus.cli._app import app
 from msgbus.testing.processes import WorkerProcess
 
 APP = """

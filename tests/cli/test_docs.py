@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from msgbus.cli import app
+from msgbus.cli._app import app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
 EVERYWHERE = {"--help", "--url", "--json", "--group", "--app-dir"}
