@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Sequence
 from typing import ClassVar
@@ -31,7 +30,7 @@ from msgbus_rabbitmq._link import Link, Target
 from msgbus_rabbitmq._options import Options
 from msgbus_rabbitmq._publisher import Parcel, Publisher
 from msgbus_rabbitmq._subscription import RabbitSubscription
-from msgbus_rabbitmq._topology import Declarer
+from msgbus_rabbitmq._topology import Declarer, in_thread
 from msgbus_rabbitmq._wire import Login
 
 __all__ = ["RabbitMQAdapter"]
@@ -176,6 +175,7 @@ class RabbitMQAdapter(Adapter):
         subscription = RabbitSubscription(
             self._consuming, self._publisher, self._layout, self._redeclare, source, options, self.config
         )
+        subscription.on_close = self._subscriptions.discard
         await subscription.open()
         self._subscriptions.add(subscription)
         return subscription
@@ -184,7 +184,10 @@ class RabbitMQAdapter(Adapter):
         await self._declarer.declare(Topology(sources=(source,)))
 
     async def stats(self, source: Source) -> Stats:
-        """See `Adapter.stats`. AMQP tells how many are ready, not how many are in flight or delayed."""
+        """See `Adapter.stats`. AMQP tells how many are ready, not how many are in flight or delayed.
+
+        Ready is also what waits in our own subscriptions' buffers; what waits in other processes' is in flight.
+        """
         try:
             ready = [await self._consuming.count(queue) for queue in self._layout.queues(source)]
             dead = await self._dead(source)
@@ -192,7 +195,8 @@ class RabbitMQAdapter(Adapter):
             raise TopologyError(f"{source} does not exist: {exc.reply_text}") from exc
         except Exception as exc:
             raise translate(exc, f"cannot look at {source}") from exc
-        return Stats(ready=sum(ready), dead=dead)
+        buffered = sum(s.buffered for s in self._subscriptions if s.source == source)
+        return Stats(ready=sum(ready) + buffered, dead=dead)
 
     async def _dead(self, source: Source) -> int | None:
         if source.dead:
@@ -204,12 +208,11 @@ class RabbitMQAdapter(Adapter):
 
     async def aclose(self) -> None:
         """See `Adapter.aclose`."""
-        subscriptions, self._subscriptions = self._subscriptions, set()
-        for subscription in subscriptions:
+        for subscription in list(self._subscriptions):
             await subscription.aclose()
         await self._publishing.aclose()
         await self._consuming.aclose()
         if self._kombu_connection is not None:
             connection, self._kombu_connection = self._kombu_connection, None
-            await asyncio.to_thread(connection.release)
+            await in_thread(connection.release)
         self.health = Health(False, "closed")

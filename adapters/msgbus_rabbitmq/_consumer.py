@@ -144,7 +144,7 @@ class Consumer:
         await channel.aclose()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _RETURN_TIMEOUT
-        while await self._link.count(queue) < expected and loop.time() < deadline:
+        while await self._link.count(queue) < expected and loop.time() < deadline:  # noqa: ASYNC110 - AMQP tells nobody
             await asyncio.sleep(0.005)
 
     # -- arriving -----------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ class RabbitSubscription(Subscription):
         self._keeper: asyncio.Task[None] | None = None
         self._timers: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.on_close: Callable[[RabbitSubscription], None] = lambda _: None
         if source.address.kind is Kind.REPLY:
             (self.address,) = self._consumer.queues
 
@@ -86,6 +87,11 @@ class RabbitSubscription(Subscription):
         """
         await self._consumer.open()
         self._keeper = asyncio.create_task(self._keep())
+
+    @property
+    def buffered(self) -> int:
+        """How many messages have arrived and were not handed out yet."""
+        return len(self._ready)
 
     async def _keep(self) -> None:
         while True:
@@ -257,6 +263,7 @@ class RabbitSubscription(Subscription):
             await asyncio.wait(tasks)
         self._wake()
         await self._consumer.aclose()
+        self.on_close(self)
 
 
 def _recounted(received: Received, *, counted: bool) -> dict[str, str]:

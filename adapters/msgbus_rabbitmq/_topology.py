@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kombu
@@ -20,12 +21,21 @@ from msgbus_rabbitmq._errors import reason, translate
 from msgbus_rabbitmq._layout import DUE, DUE_QUEUES, LEVELS, LOST, TICK, Layout, level_name
 from msgbus_rabbitmq._message import DELAY, PARTITION
 
-__all__ = ["Declarer"]
+__all__ = ["Declarer", "in_thread"]
 
 _NEVER = 1_000_000
 """The broker's own delivery limit, so high that the core's acts first. RabbitMQ 4 drops messages after 20 without."""
 _REQUEST_LIFE = 3_600_000
 """Milliseconds after which an unanswered request is dropped: its caller has gone."""
+
+
+async def in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Run something that blocks, in a thread that ends with it (the loop's own pool keeps its threads)."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="msgbus-rabbitmq")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+    finally:
+        executor.shutdown(wait=False)
 
 
 class Declarer:
@@ -50,7 +60,7 @@ class Declarer:
             self._layout.queues(source)  # a name that does not fit is refused before anything is created
         if self._provision is Provision.SKIP or not (sources or addresses):
             return
-        await asyncio.to_thread(self._run, list(addresses), list(sources))
+        await in_thread(self._run, list(addresses), list(sources))
 
     def _run(self, addresses: list[Address], sources: list[Source]) -> None:
         verify = self._provision is Provision.VERIFY
@@ -143,12 +153,36 @@ class _Create:
         queues = self._layout.queues(source)
         arguments = {"x-queue-type": self._layout.queue_type(source), **self._own_arguments(source), **native.arguments}
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        for queue in queues:
+        if native.queue is None:
+            self._same_partitions(source, queues)
+        for queue in reversed(queues):  # so that the first partition is there only if all are
             if native.declare:
                 self.queue(queue, arguments)
             self.bind(queue, DUE_QUEUES, queue)  # where its delayed messages come back
         if native.declare:
             self._bindings(source, queues)
+
+    def _same_partitions(self, source: Source, queues: tuple[str, ...]) -> None:
+        """Refuse to split by key what exists in one piece, or in another number of pieces."""
+        group = self._layout.group(source)
+        exists = self._queue_exists
+        if not self._layout.is_partitioned(source.address):
+            if exists(f"{group}#0"):
+                raise TopologyError(f"queue {group!r} exists with a key, split into partitions; it is declared without")
+        elif exists(group):
+            raise TopologyError(f"queue {group!r} exists without a key; it is declared with one")
+        elif exists(f"{group}#{len(queues)}") or (exists(queues[0]) and not exists(queues[-1])):
+            raise TopologyError(f"queue {group!r} exists with another number of partitions than {len(queues)}")
+
+    def _queue_exists(self, name: str) -> bool:
+        channel = self._connection.channel()
+        try:
+            channel.queue_declare(name, passive=True)
+        except NotFound:
+            return False
+        finally:
+            channel.close()
+        return True
 
     def _own_arguments(self, source: Source) -> dict[str, Any]:
         arguments: dict[str, Any] = {"x-delivery-limit": _NEVER} if self._is_quorum(source) else {}

@@ -64,6 +64,11 @@ vm_memory_high_watermark.relative = 0.4
 disk_free_limit.absolute = 50MB
 """
         )
+        # A queue that dead-letters at least once asks again after this time when its target was not there to answer,
+        # as may happen while the node starts. Three minutes by default, which is when delayed messages would come.
+        (self.folder / "advanced.config").write_text(
+            "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 3000}]}].\n"
+        )
         (self.folder / "enabled_plugins").write_text("[].\n")
         cookie = self.folder / ".erlang.cookie"
         cookie.write_text(f"MSGBUS{self.port}{self._dist_port}")
@@ -85,7 +90,7 @@ disk_free_limit.absolute = 50MB
             "RUNNING_UNDER_SYSTEMD": "true",  # the script then turns into the node, and SIGTERM reaches it
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "none.config"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
