@@ -1,0 +1,302 @@
+"""A subscription: hands out what its consumer fetched, and settles it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgbus.adapter import (
+    ATTEMPTS,
+    Ack,
+    Clock,
+    DeadLetter,
+    Nack,
+    Outcome,
+    Received,
+    SubscribeOptions,
+    Subscription,
+)
+from msgbus.errors import ClosedError, LeaseLost, SettleError
+from msgbus_kafka._cluster import Cluster
+from msgbus_kafka._consumer import GroupConsumer, Membership
+from msgbus_kafka._inbox import Entry, Inbox
+from msgbus_kafka._names import step_for
+from msgbus_kafka._offsets import Waiting
+from msgbus_kafka._options import Options
+from msgbus_kafka._partition import Partition
+from msgbus_kafka._producer import Producer, Record
+from msgbus_kafka._wire import CHANNEL, DUE, from_headers, received, to_headers
+
+__all__ = ["KafkaSubscription", "Route"]
+
+_REBALANCE_WAIT = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a subscription's messages come from and go to.
+
+    Attributes:
+        membership: The group and its topics.
+        channels: The channel of a topic, where it is not its name.
+        retries: The topics in which messages wait, by step; empty when they wait in memory.
+        side: All topics that carry copies with headers of ours.
+        dead: Where dead letters go.
+        keyed: Whether messages of one key keep their order.
+    """
+
+    membership: Membership
+    channels: Mapping[str, str] = field(default_factory=dict)
+    retries: Mapping[int, str] = field(default_factory=dict)
+    side: frozenset[str] = frozenset()
+    dead: str = ""
+    keyed: bool = False
+
+
+class KafkaSubscription(Subscription):
+    """One consumer on one source.
+
+    Args:
+        route: Where messages come from and go to.
+        options: How it is consumed.
+        connection: The arguments every aiokafka client takes.
+        settings: The URL's options.
+        cluster: Where to ask for offsets.
+        producer: Writes the copies of what waits or is dead.
+        clock: Tells what is due.
+        closed: Called when it is closed.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        options: SubscribeOptions,
+        connection: Mapping[str, Any],
+        settings: Options,
+        *,
+        cluster: Cluster,
+        producer: Producer,
+        clock: Clock,
+        closed: Callable[[KafkaSubscription], None],
+    ) -> None:
+        self._route = route
+        self._prefetch = max(1, options.prefetch)
+        self._producer = producer
+        self._clock = clock
+        self._on_closed = closed
+        self._inbox = Inbox(keyed=route.keyed)
+        self._in_flight = 0
+        self._arrived = asyncio.Event()
+        self._closed = False
+        self._consumer = GroupConsumer(
+            route.membership,
+            connection,
+            settings,
+            cluster,
+            deliver=self._take_in,
+            room=self._room,
+            changed=self._partitions_changed,
+        )
+
+    async def open(self, timeout: float) -> None:
+        """Join the group; raises `BrokerError`."""
+        await self._consumer.open(timeout)
+
+    async def aclose(self) -> None:
+        """Stop consuming."""
+        if self._closed:
+            return
+        self._closed = True
+        self._arrived.set()
+        try:
+            await self._consumer.aclose()
+        finally:
+            self._on_closed(self)
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are handed out and not settled."""
+        return self._in_flight
+
+    async def flush(self) -> None:
+        """Commit now what is finished."""
+        await self._consumer.flush()
+
+    # -- from the consumer --------------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        """Return how many more records to fetch: none until there is room for a good many, or nothing is left."""
+        waiting = len(self._inbox)
+        free = self._prefetch - self._in_flight - waiting
+        return free if waiting == 0 or free * 4 >= self._prefetch else 0
+
+    def _take_in(self, partition: Partition, records: Sequence[Any]) -> None:
+        tracker, inbox, number = partition.tracker, self._inbox, self._inbox.number
+        receive, put = tracker.receive, inbox.put
+        if partition.tp.topic in self._route.side or tracker.waiting:
+            for record in records:
+                if receive(record.offset):
+                    put(self._entry(partition, record))
+        else:
+            for record in records:
+                if receive(record.offset):
+                    put(Entry(next(number), partition, record))
+        partition.dirty = partition.dirty or not tracker.unfinished
+        self._arrived.set()
+
+    def _entry(self, partition: Partition, record: Any) -> Entry:
+        """Return the entry of a record that may have to wait: for its time, or for its next attempt."""
+        entry = Entry(next(self._inbox.number), partition, record)
+        if partition.tp.topic in self._route.side:
+            entry.headers = from_headers(record.headers)
+            entry.channel = entry.headers.pop(CHANNEL, "") or self._channel(record.topic)
+            entry.due = _number(entry.headers.pop(DUE, ""))
+        if (state := partition.tracker.waiting.get(record.offset)) is not None:
+            entry.channel = entry.channel or self._channel(record.topic)
+            entry.headers = entry.headers if entry.headers is not None else from_headers(record.headers)
+            if state.attempts:
+                entry.headers[ATTEMPTS] = str(state.attempts)
+            entry.due = state.due
+        return entry
+
+    def _channel(self, topic: str) -> str:
+        return self._route.channels.get(topic, topic)
+
+    def _partitions_changed(self) -> None:
+        self._inbox.drop_dead()
+        self._in_flight = sum(p.in_flight for p in self._consumer.held)
+        self._arrived.set()
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Received]:
+        """Return what is due; see `Subscription.receive`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        while True:
+            if self._closed:
+                raise ClosedError("the subscription is closed")
+            if (failure := self._consumer.failure) is not None:
+                self._consumer.failure = None
+                raise failure
+            now = self._clock.now()
+            if not self._consumer.draining and (entries := self._inbox.take(limit, now)):
+                self._consumer.wake()
+                return [self._hand_out(entry) for entry in entries]
+            patience = deadline - loop.time()
+            if patience <= 0:
+                return []
+            due = self._inbox.next_due()
+            self._arrived.clear()
+            await self._wait(patience if due is None else min(patience, max(due - now, 0.001)))
+
+    async def _wait(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._arrived.wait()
+        except TimeoutError:
+            return
+
+    def _hand_out(self, entry: Entry) -> Received:
+        entry.partition.in_flight += 1
+        self._in_flight += 1
+        record = entry.record
+        if entry.headers is None:
+            message = received(record, self._route.channels.get(record.topic, record.topic))
+        else:
+            message = received(record, entry.channel, headers=entry.headers)
+        message.receipt = entry
+        return message
+
+    # -- settling -----------------------------------------------------------------------------------------------
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
+        """Settle messages; see `Subscription.settle`."""
+        results: list[SettleError | None] = [None] * len(outcomes)
+        moves: list[tuple[int, Entry, Record]] = []
+        for index, outcome in enumerate(outcomes):
+            entry: Entry = outcome.received.receipt
+            if entry.settled or not entry.partition.live:
+                results[index] = _lost(entry)
+            elif type(outcome) is Ack:
+                self._finish(entry)
+            elif type(outcome) is DeadLetter:
+                moves.append((index, entry, self._dead_letter(entry, outcome)))
+            elif type(outcome) is Nack and (outcome.delay <= 0 or not self._route.retries):
+                self._put_back(entry, outcome)
+            elif type(outcome) is Nack:
+                moves.append((index, entry, self._retry(entry, outcome)))
+        if moves:
+            await self._move(moves, results)
+        return results
+
+    async def _move(self, moves: Sequence[tuple[int, Entry, Record]], results: list[SettleError | None]) -> None:
+        """Publish copies; what is confirmed is finished here, what is not stays as it was."""
+        if not await self._consumer.wait_until_ours(_REBALANCE_WAIT):
+            for index, _, _ in moves:
+                results[index] = SettleError("the group is rebalancing; the message may go to another consumer")
+            return
+        await self._producer.send([record for _, entry, record in moves if entry.partition.live])
+        for index, entry, record in moves:
+            if not entry.partition.live:
+                results[index] = _lost(entry)
+            elif record.error is not None:
+                results[index] = SettleError(f"not moved to {record.topic!r}: {record.error}")
+                results[index].__cause__ = record.error
+            else:
+                self._finish(entry)
+
+    def _finish(self, entry: Entry) -> None:
+        partition = entry.partition
+        entry.settled = True
+        partition.tracker.finish(entry.record.offset)
+        partition.dirty = True
+        partition.in_flight -= 1
+        self._in_flight -= 1
+        self._consumer.wake()
+
+    def _put_back(self, entry: Entry, nack: Nack) -> None:
+        """Let a message come again from memory, without losing its place or its attempts."""
+        partition, record = entry.partition, entry.record
+        now = self._clock.now()
+        again = Entry(entry.number, partition, record, nack.headers or nack.received.headers)
+        again.channel = nack.received.channel
+        again.due = now + nack.delay if nack.delay > 0 else 0.0
+        entry.settled = True
+        partition.in_flight -= 1
+        self._in_flight -= 1
+        attempts = int(_number((again.headers or {}).get(ATTEMPTS, "")))
+        if attempts or again.due:
+            partition.tracker.waiting[record.offset] = Waiting(attempts, again.due or now)
+            partition.dirty = True
+        self._inbox.put_back(again)
+        self._consumer.wake()
+        self._arrived.set()
+
+    def _retry(self, entry: Entry, nack: Nack) -> Record:
+        headers = {**(nack.headers or nack.received.headers), DUE: f"{self._clock.now() + nack.delay:.6f}"}
+        return self._copy(entry, nack.received, self._route.retries[step_for(nack.delay)], headers)
+
+    def _dead_letter(self, entry: Entry, outcome: DeadLetter) -> Record:
+        return self._copy(entry, outcome.received, self._route.dead, outcome.headers)
+
+    def _copy(self, entry: Entry, message: Received, topic: str, headers: Mapping[str, str]) -> Record:
+        # Its own partitioning where it is keyed: the copy must come to whoever has the key.
+        record = entry.record
+        wire = to_headers({**headers, CHANNEL: message.channel})
+        return Record(topic, record.value if record.value is not None else b"", wire, record.key)
+
+
+def _lost(entry: Entry) -> LeaseLost:
+    if entry.settled:
+        return LeaseLost("the message was settled before")
+    return LeaseLost(f"its partition {entry.partition.tp.topic} {entry.partition.tp.partition} went to another consumer")
+
+
+def _number(text: str) -> float:
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        return 0.0

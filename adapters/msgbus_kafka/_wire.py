@@ -1,0 +1,60 @@
+"""Records and messages: how each becomes the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msgbus.adapter import Received
+
+__all__ = ["CHANNEL", "DUE", "decode_key", "encode_key", "from_headers", "received", "to_headers"]
+
+DUE = "msgbus-due"
+"""On a waiting record: not before this time, in seconds since 1970."""
+CHANNEL = "msgbus-channel"
+"""On a waiting record: the channel it was published to."""
+
+Headers = list[tuple[str, bytes]]
+
+
+def to_headers(headers: Mapping[str, str]) -> Headers:
+    """Return text headers as Kafka's."""
+    # What a foreign producer wrote that is not UTF-8 was read with surrogateescape, and becomes the same bytes again.
+    return [(name, value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
+
+
+def from_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    """Return Kafka's headers as text; a null value is an empty one, and of equal names the last one counts."""
+    return {name: value.decode("utf-8", "surrogateescape") if value else "" for name, value in headers}
+
+
+def encode_key(key: str | None) -> bytes | None:
+    """Return a message's key as a record's."""
+    return None if key is None else key.encode("utf-8", "surrogateescape")
+
+
+def decode_key(key: bytes | None) -> str | None:
+    """Return a record's key as a message's."""
+    return None if key is None else key.decode("utf-8", "surrogateescape")
+
+
+def received(
+    record: Any, channel: str, *, headers: dict[str, str] | None = None, position: int | str | None = None
+) -> Received:
+    """Return *record* as a received message.
+
+    Args:
+        record: The client library's record.
+        channel: The channel it was published to.
+        headers: Its headers, where they are known already.
+        position: Its position, if not its offset.
+    """
+    return Received(
+        record.value or b"",
+        from_headers(record.headers) if headers is None else headers,
+        channel=channel,
+        key=decode_key(record.key),
+        time=record.timestamp / 1000,
+        position=record.offset if position is None else position,
+        raw=record,
+    )
