@@ -281,13 +281,15 @@ class KafkaAdapter(Adapter):
             return Route(membership=membership, side=frozenset({dead}), dead=dead)
         address, retries = source.address, retries_of(source)
         side = frozenset(retries.values())
+        topics: tuple[str, ...] = ()
+        pattern, channels = None, dict[str, str]()
         if is_pattern(address.name):
-            topics, pattern, channels = (), channel_regex(source), {}
+            pattern = channel_regex(source)
         else:
             topic = self._topic(address)
             await self._must_exist(topic)
             waiting = await self._cluster.topics(sorted(side))
-            topics, pattern, channels = (topic, *waiting), None, {topic: address.name}
+            topics, channels = (topic, *waiting), {topic: address.name}
         membership = Membership(
             group=group,
             topics=topics,
@@ -374,5 +376,3 @@ class KafkaAdapter(Adapter):
         anonymous = source.address.kind is Kind.TOPIC and not source.group
         group = None if anonymous else group_of(source)
         return await self._reader.browse(topic, group, limit=limit, after=after, channel=source.address.name)
-
-

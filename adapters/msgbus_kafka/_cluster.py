@@ -128,7 +128,7 @@ class Cluster:
 
     async def create(self, topics: Sequence[NewTopic]) -> dict[str, tuple[type[kafka.KafkaError], str]]:
         """Create topics; return each failed one's error and the broker's explanation."""
-        requests = [(t.name, t.partitions, t.replication, [], list(t.config.items())) for t in topics]
+        requests: list[Any] = [(t.name, t.partitions, t.replication, [], list(t.config.items())) for t in topics]
         response = await self._retry(
             lambda: self._to_controller(CreateTopicsRequest(requests, int(_REQUEST_TIMEOUT * 1000), False)),
             "creating topics",
@@ -256,4 +256,3 @@ class Cluster:
             except (OSError, TimeoutError) as exc:
                 raise broker_error(exc, doing) from exc
             await asyncio.sleep(_PAUSE)
-

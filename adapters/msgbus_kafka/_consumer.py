@@ -13,7 +13,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -24,7 +23,8 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 
 from msgbus.adapter import Start
 from msgbus.errors import BrokerError
-from msgbus_kafka._cluster import EARLIEST, LATEST, Cluster, Committed
+from msgbus_kafka._begin import begin
+from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._errors import broker_error
 from msgbus_kafka._offsets import METADATA_LIMIT
 from msgbus_kafka._options import Options
@@ -186,17 +186,20 @@ class GroupConsumer:
             except kafka.ConsumerStoppedError:
                 return
             except Exception as exc:  # noqa: BLE001 - whatever broke the consumer, a new one takes its place
-                if self._closing:
-                    return
-                self.failure = broker_error(exc, f"consuming as {self._membership.group!r}")
-                _log.warning("%s; connecting anew", self.failure)
-                consumer, self._consumer = self._consumer, None
-                self.suspend()
-                self.limbo = True
-                self._changed()
-                if consumer is not None:
-                    await stop_consumer(consumer)
-                await asyncio.sleep(_RETRY)
+                await self._broke(exc)
+
+    async def _broke(self, exc: Exception) -> None:
+        if self._closing:
+            return  # it was stopped in the middle of something
+        self.failure = broker_error(exc, f"consuming as {self._membership.group!r}")
+        _log.warning("%s; connecting anew", self.failure)
+        consumer, self._consumer = self._consumer, None
+        self.suspend()
+        self.limbo = True
+        self._changed()
+        if consumer is not None:
+            await stop_consumer(consumer)
+        await asyncio.sleep(_RETRY)
 
     async def _poll(self, consumer: Any) -> None:
         while not self._closing:
@@ -289,7 +292,8 @@ class GroupConsumer:
         while True:
             try:
                 committed = await self._cluster.committed(self._membership.group, assigned) if assigned else {}
-                starts = await self._starts(assigned, committed)
+                chosen = [tp for tp in assigned if self._membership.from_start(tp.topic)]
+                starts = await begin(self._cluster, assigned, committed, self._start, chosen)
                 break
             except Exception as exc:  # noqa: BLE001 - giving up would leave the partitions unread for good
                 _log.warning("cannot tell yet where to read %s: %r", self._membership.group, exc)
@@ -314,29 +318,6 @@ class GroupConsumer:
         self._resolved.set()
         self._wake.set()
         self._changed()
-
-    async def _starts(
-        self, assigned: Sequence[TopicPartition], committed: Mapping[TopicPartition, Committed]
-    ) -> dict[TopicPartition, int]:
-        starts = {tp: found.offset for tp, found in committed.items()}
-        if new := [tp for tp in assigned if tp not in starts]:
-            starts |= await self._cluster.offsets(new, EARLIEST)
-        chosen = [tp for tp in assigned if self._membership.from_start(tp.topic)]
-        if self._start is not None and chosen:
-            starts |= await self._chosen(chosen, self._start)
-        return starts
-
-    async def _chosen(self, partitions: Sequence[TopicPartition], start: Start) -> dict[TopicPartition, int]:
-        first = await self._cluster.offsets(partitions, EARLIEST)
-        if start == "earliest":
-            return first
-        last = await self._cluster.offsets(partitions, LATEST)
-        if start == "latest":
-            return last
-        if isinstance(start, datetime):
-            found = await self._cluster.offsets(partitions, int(start.timestamp() * 1000))
-            return {tp: offset if offset >= 0 else last[tp] for tp, offset in found.items()}
-        return {tp: min(max(int(start), first[tp]), last[tp]) for tp in partitions}
 
     def _bury(self, partitions: Any) -> None:
         for partition in partitions:

@@ -66,10 +66,8 @@ def topic_of(address: Address) -> str:
 def subscription_of(source: Source) -> str:
     """Return the name that all side topics of *source* begin with."""
     address = source.address
-    if is_pattern(address.name):
-        name = "." + escape_name(address.name, allowed=".-", escape="_")
-    else:
-        name = topic_of(address)
+    pattern = is_pattern(address.name)
+    name = "." + escape_name(address.name, allowed=".-", escape="_") if pattern else topic_of(address)
     return f"{name}..{source.group}" if source.group else name
 
 

@@ -243,8 +243,8 @@ class KafkaSubscription(Subscription):
             if not entry.partition.live:
                 results[index] = _lost(entry)
             elif record.error is not None:
-                results[index] = SettleError(f"not moved to {record.topic!r}: {record.error}")
-                results[index].__cause__ = record.error
+                results[index] = error = SettleError(f"not moved to {record.topic!r}: {record.error}")
+                error.__cause__ = record.error
             else:
                 self._finish(entry)
 
@@ -292,7 +292,9 @@ class KafkaSubscription(Subscription):
 def _lost(entry: Entry) -> LeaseLost:
     if entry.settled:
         return LeaseLost("the message was settled before")
-    return LeaseLost(f"its partition {entry.partition.tp.topic} {entry.partition.tp.partition} went to another consumer")
+    return LeaseLost(
+        f"its partition {entry.partition.tp.topic} {entry.partition.tp.partition} went to another consumer"
+    )
 
 
 def _number(text: str) -> float:

@@ -153,8 +153,7 @@ async def _create(
     new = [
         NewTopic(
             want.topic,
-            (existing[want.like].partitions if want.like in existing else want.partitions or want.initial_partitions)
-            or -1,
+            _partitions_like(want, existing) or want.partitions or want.initial_partitions or -1,
             want.replication or options.replication or -1,
             {**want.initial, **want.config},
         )
@@ -170,6 +169,11 @@ async def _create(
         if error in (kafka.TopicAuthorizationFailedError, kafka.ClusterAuthorizationFailedError):
             raise AccessDenied(f"not allowed to create the topic {topic!r}: {message}")
         raise TopologyError(f"the topic {topic!r} cannot be created: {message}")
+
+
+def _partitions_like(want: Wanted, existing: Mapping[str, TopicInfo]) -> int | None:
+    model = existing.get(want.like) if want.like else None
+    return model.partitions if model else None
 
 
 async def _wait_for(cluster: Cluster, topics: Mapping[str, Wanted], names: list[str]) -> dict[str, TopicInfo]:
@@ -190,11 +194,13 @@ async def _compare(cluster: Cluster, wanted: Iterable[Wanted], existing: Mapping
     configs = await cluster.configs([want.topic for want in strict])
     for want in wanted:
         info = existing[want.topic]
-        expected = existing[want.like].partitions if want.like in existing else want.partitions
+        expected = _partitions_like(want, existing) or want.partitions
         if expected is not None and info.partitions != expected:
             differences.append(f"topic {want.topic!r} has {info.partitions} partitions, declared with {expected}")
         if want.replication is not None and info.replication != want.replication:
-            differences.append(f"topic {want.topic!r} has {info.replication} replicas, declared with {want.replication}")
+            differences.append(
+                f"topic {want.topic!r} has {info.replication} replicas, declared with {want.replication}"
+            )
     for want in strict:
         for name, value in want.config.items():
             found = configs[want.topic].get(name)

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from msgbus_kafka._offsets import OffsetTracker, Progress, Waiting, decode_progress, encode_progress
 
 offsets = st.lists(st.integers(0, 5), min_size=1, max_size=60).map(
