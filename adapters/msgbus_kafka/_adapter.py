@@ -201,28 +201,34 @@ class KafkaAdapter(Adapter):
         results: list[PublishError | None] = [None] * len(batch)
         records: list[Record] = []
         places: list[int] = []
+        topics: dict[int, str] = {}  # by the target's identity: hashing an address for each message costs more
         for index, outgoing in enumerate(batch):
             try:
-                records.append(await self._record(outgoing))
-                places.append(index)
+                if len(outgoing.body) > self._options.max_body:
+                    raise MessageTooLarge(len(outgoing.body), self._options.max_body)
+                target = outgoing.target
+                if type(target) is not Address or outgoing.delay > 0 or target.kind is Kind.REPLY:
+                    record = await self._special(outgoing)
+                else:
+                    topic = topics.get(id(target)) or topics.setdefault(id(target), self._topic(target))
+                    record = Record(topic, outgoing.body, to_headers(outgoing.headers), encode_key(outgoing.key))
             except PublishError as exc:
                 results[index] = exc
+            else:
+                records.append(record)
+                places.append(index)
         await self._producer.send(records)
         for index, record in zip(places, records, strict=True):
             results[index] = record.error
         return results
 
-    async def _record(self, outgoing: Outgoing) -> Record:
-        target, limit = outgoing.target, self._options.max_body
-        if len(outgoing.body) > limit:
-            raise MessageTooLarge(len(outgoing.body), limit)
-        key = encode_key(outgoing.key)
+    async def _special(self, outgoing: Outgoing) -> Record:
+        """Return the record of what does not simply go to a channel's topic."""
+        target, key = outgoing.target, encode_key(outgoing.key)
         if isinstance(target, Source):
             return self._to_one_group(target, outgoing, key)
         if target.kind is Kind.REPLY:
             return reply_record(target.name, outgoing.body, outgoing.headers)
-        if outgoing.delay <= 0:
-            return Record(self._topic(target), outgoing.body, to_headers(outgoing.headers), key)
         await self._delays.prepare(target, self._topic(target))
         due = f"{self.config.clock.now() + outgoing.delay:.6f}"
         headers = {**outgoing.headers, DUE: due, CHANNEL: target.name}

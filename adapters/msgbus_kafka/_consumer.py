@@ -118,9 +118,15 @@ class GroupConsumer:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def open(self, timeout: float) -> None:
-        """Join, and wait up to *timeout* seconds for partitions; raises `BrokerError`."""
+        """Begin to join the group; raises `BrokerError`.
+
+        Partitions come when the group has agreed. Nothing is lost by not waiting for that, unless the start is ours
+        to choose: then it is waited for up to *timeout* seconds.
+        """
         self._consumer = await self._connect()
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._commit_now_and_then())]
+        if self._start is None:
+            return
         with contextlib.suppress(TimeoutError):  # a rebalance that takes longer goes on behind our back
             async with asyncio.timeout(timeout):
                 await self._adopted.wait()
@@ -155,7 +161,8 @@ class GroupConsumer:
                 RangePartitionAssignor if membership.together else RoundRobinPartitionAssignor,
             ),
             session_timeout_ms=int(options.session_timeout * 1000),
-            heartbeat_interval_ms=int(min(options.session_timeout / 3, 1.0) * 1000),
+            # The members of a group learn by their heartbeats that somebody joins.
+            heartbeat_interval_ms=int(min(options.session_timeout / 3, 0.5) * 1000),
             rebalance_timeout_ms=_REBALANCE_MS,
             request_timeout_ms=_REQUEST_MS,
             # Slow handlers do not stop the polling, so a limit on it would only throw out members that wait for room.

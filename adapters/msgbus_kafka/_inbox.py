@@ -14,37 +14,45 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from msgbus.adapter import Received
+from msgbus_kafka._wire import decode_key, from_headers
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from msgbus_kafka._partition import Partition
 
 __all__ = ["Entry", "Inbox"]
 
 
-class Entry:
-    """A fetched record.
+class Entry(Received):
+    """A fetched record, and the message that is handed out for it: one object, since there is one per message.
 
     Attributes:
         number: Its place in the order of arrival.
         partition: Where it is from.
-        record: The client library's record.
-        headers: Its headers when they are not the record's own (another attempt).
-        channel: Its channel, where *headers* are given.
         due: Not to be handed out before, in seconds since 1970; 0 for at once.
         laned: Whether it waits in its key's lane.
         settled: True once it is finished, moved or has come back as a new entry.
     """
 
-    __slots__ = ("channel", "due", "headers", "laned", "number", "partition", "record", "settled")
+    __slots__ = ("due", "laned", "number", "partition", "settled")
 
     def __init__(
-        self, number: int, partition: Partition, record: Any, headers: dict[str, str] | None = None, due: float = 0.0
+        self, number: int, partition: Partition, record: Any, channel: str, headers: dict[str, str] | None = None
     ) -> None:
+        self.body = record.value or b""
+        self.headers = from_headers(record.headers) if headers is None else headers
+        self.deliveries = 0
+        self.channel = channel
+        self.key = None if record.key is None else decode_key(record.key)
+        self.time = record.timestamp / 1000
+        self.position = record.offset
+        self.receipt = None
+        self.raw = record
         self.number = number
         self.partition = partition
-        self.record = record
-        self.headers = headers
-        self.channel = ""
-        self.due = due
+        self.due = 0.0
         self.laned = False
         self.settled = False
 
@@ -65,11 +73,15 @@ class Inbox:
         self._fresh: deque[Entry] = deque()
         self._again: list[Entry] = []
         self._later: list[tuple[float, int, Entry]] = []
-        self._lanes: dict[bytes, list[Entry]] = {}
+        self._lanes: dict[str, list[Entry]] = {}
 
     def __len__(self) -> int:
         """How many may be handed out at once, those due from the timers not counted."""
         return len(self._fresh) + len(self._again)
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Take in records that were just fetched and need not wait."""
+        self._fresh.extend(entries)
 
     def put(self, entry: Entry) -> None:
         """Take in a record that was just fetched."""
@@ -80,7 +92,7 @@ class Inbox:
 
     def put_back(self, entry: Entry) -> None:
         """Take in a record that comes back."""
-        if self._keyed and entry.record.key is not None:
+        if self._keyed and entry.key is not None:
             self._enter_lane(entry)
         elif entry.due:
             self._wait(entry)
@@ -93,7 +105,7 @@ class Inbox:
 
     def _enter_lane(self, entry: Entry) -> None:
         entry.laned = True
-        heapq.heappush(self._lanes.setdefault(entry.record.key, []), entry)
+        heapq.heappush(self._lanes.setdefault(entry.key or "", []), entry)
         self._wait(entry)
 
     def take(self, limit: int, now: float) -> list[Entry]:
@@ -107,7 +119,7 @@ class Inbox:
                 taken.append(fresh.popleft())  # noqa: PERF401 - a comprehension would build a second list
             return taken
         while len(taken) < limit and (entry := self._pop()) is not None:
-            if self._keyed and entry.record.key in self._lanes:
+            if self._keyed and entry.key is not None and entry.key in self._lanes:
                 self._enter_lane(entry)
             else:
                 taken.append(entry)
@@ -124,7 +136,7 @@ class Inbox:
         later = self._later
         while later and later[0][0] <= now:
             entry = later[0][2]
-            if entry.laned and not self._empty_lane(entry.record.key, limit, now, taken):
+            if entry.laned and not self._empty_lane(entry.key or "", limit, now, taken):
                 return  # no room for the rest of the lane: its timer stays
             heapq.heappop(later)
             if not entry.laned and entry.due:
@@ -132,7 +144,7 @@ class Inbox:
                 entry.due = 0.0
                 heapq.heappush(self._again, entry)
 
-    def _empty_lane(self, key: bytes, limit: int, now: float, taken: list[Entry]) -> bool:
+    def _empty_lane(self, key: str, limit: int, now: float, taken: list[Entry]) -> bool:
         """Hand out what is due at the head of a lane; False if there was no room for all of it."""
         lane = self._lanes.get(key, [])
         while lane and lane[0].due <= now:

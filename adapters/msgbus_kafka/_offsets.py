@@ -14,7 +14,7 @@ import base64
 import binascii
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -100,9 +100,32 @@ class OffsetTracker:
             return False
         return True
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was finished or attempted above the position, so that `receive_all` may be used."""
+        return not self._restored and not self.waiting
+
+    def receive_all(self, offsets: Sequence[int]) -> None:
+        """Note polled offsets of which none can have been finished before (`is_plain`)."""
+        self._offsets += offsets
+        self._done += bytes(len(offsets))
+        self.next = offsets[-1] + 1
+        self.unfinished += len(offsets)
+
     def finish(self, offset: int) -> bool:
         """Mark *offset* finished; False if it is not known or was finished before. Takes O(log n)."""
-        place = bisect_left(self._offsets, offset)
+        low = self._low - self._base
+        if not self._starts and low < len(self._offsets) and self._offsets[low] == offset:
+            # The usual case, in order: nothing is finished above.
+            self._done[low] = 1
+            self._low += 1
+            self.unfinished -= 1
+            if low >= _COMPACT_AT:
+                self._compact()
+            if self.waiting:
+                self.waiting.pop(offset, None)
+            return True
+        place = bisect_left(self._offsets, offset, low)
         if place == len(self._offsets) or self._offsets[place] != offset or self._done[place]:
             return False
         self._finish(self._base + place)

@@ -63,12 +63,12 @@ class Partition:
     def waits(self, entry: Entry) -> None:
         """Note that *entry* waits in memory."""
         self._waiting += 1
-        self._waiting_bytes += len(entry.record.value or b"")
+        self._waiting_bytes += len(entry.body)
 
     def woke(self, entry: Entry) -> None:
         """Note that *entry* does not wait any more."""
         self._waiting -= 1
-        self._waiting_bytes -= len(entry.record.value or b"")
+        self._waiting_bytes -= len(entry.body)
 
     @property
     def full(self) -> bool:

@@ -28,8 +28,6 @@ __all__ = ["Producer", "Record"]
 _log = logging.getLogger("msgbus.kafka")
 _BATCH = 512 * 1024
 """The largest record batch in bytes. Larger would meet the broker's limit of 1 MiB, smaller waits for more replies."""
-_STICKY = 16 * 1024
-"""Bytes without a key that go to one partition before the next takes its turn."""
 _REQUEST_TIMEOUT_MS = 15_000
 _STOP_TIMEOUT = 5.0
 
@@ -154,9 +152,9 @@ class Producer:
             return record.partition
         if record.key is not None:
             return _partition_of(record.key, count)
-        turn = self._turn[record.topic]
-        self._turn[record.topic] = turn + 1 + record.size
-        return turn // _STICKY % count
+        # In turn, not in runs: few but slow messages must spread over the consumers too.
+        turn = self._turn[record.topic] = self._turn[record.topic] + 1
+        return turn % count
 
     async def _send_group(self, producer: Any, tp: TopicPartition, records: Sequence[Record]) -> None:
         futures = []

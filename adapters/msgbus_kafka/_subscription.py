@@ -27,7 +27,7 @@ from msgbus_kafka._offsets import Waiting
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
 from msgbus_kafka._producer import Producer, Record
-from msgbus_kafka._wire import CHANNEL, DUE, from_headers, received, to_headers
+from msgbus_kafka._wire import CHANNEL, DUE, to_headers
 
 __all__ = ["KafkaSubscription", "Route"]
 
@@ -133,31 +133,29 @@ class KafkaSubscription(Subscription):
         return free if waiting == 0 or free * 4 >= self._prefetch else 0
 
     def _take_in(self, partition: Partition, records: Sequence[Any]) -> None:
-        tracker, inbox, number = partition.tracker, self._inbox, self._inbox.number
-        receive, put = tracker.receive, inbox.put
-        if partition.tp.topic in self._route.side or tracker.waiting:
-            for record in records:
-                if receive(record.offset):
-                    put(self._entry(partition, record))
+        tracker, topic = partition.tracker, partition.tp.topic
+        if tracker.is_plain and topic not in self._route.side:
+            tracker.receive_all([record.offset for record in records])
+            number, channel = self._inbox.number, self._channel(topic)
+            self._inbox.extend([Entry(next(number), partition, record, channel) for record in records])
         else:
             for record in records:
-                if receive(record.offset):
-                    put(Entry(next(number), partition, record))
-        partition.dirty = partition.dirty or not tracker.unfinished
+                if tracker.receive(record.offset):
+                    self._inbox.put(self._entry(partition, record))
+            partition.dirty = True
         self._arrived.set()
 
     def _entry(self, partition: Partition, record: Any) -> Entry:
         """Return the entry of a record that may have to wait: for its time, or for its next attempt."""
-        entry = Entry(next(self._inbox.number), partition, record)
-        if partition.tp.topic in self._route.side:
-            entry.headers = from_headers(record.headers)
-            entry.channel = entry.headers.pop(CHANNEL, "") or self._channel(record.topic)
-            entry.due = _number(entry.headers.pop(DUE, ""))
+        entry = Entry(next(self._inbox.number), partition, record, self._channel(record.topic))
+        headers = entry.headers
+        if record.topic in self._route.side:
+            entry.position = None
+            entry.channel = headers.pop(CHANNEL, "") or entry.channel
+            entry.due = _number(headers.pop(DUE, ""))
         if (state := partition.tracker.waiting.get(record.offset)) is not None:
-            entry.channel = entry.channel or self._channel(record.topic)
-            entry.headers = entry.headers if entry.headers is not None else from_headers(record.headers)
             if state.attempts:
-                entry.headers[ATTEMPTS] = str(state.attempts)
+                headers[ATTEMPTS] = str(state.attempts)
             entry.due = state.due
         return entry
 
@@ -183,8 +181,11 @@ class KafkaSubscription(Subscription):
                 raise failure
             now = self._clock.now()
             if not self._consumer.draining and (entries := self._inbox.take(limit, now)):
+                for entry in entries:
+                    entry.partition.in_flight += 1
+                self._in_flight += len(entries)
                 self._consumer.wake()
-                return [self._hand_out(entry) for entry in entries]
+                return entries
             patience = deadline - loop.time()
             if patience <= 0:
                 return []
@@ -199,17 +200,6 @@ class KafkaSubscription(Subscription):
         except TimeoutError:
             return
 
-    def _hand_out(self, entry: Entry) -> Received:
-        entry.partition.in_flight += 1
-        self._in_flight += 1
-        record = entry.record
-        if entry.headers is None:
-            message = received(record, self._route.channels.get(record.topic, record.topic))
-        else:
-            message = received(record, entry.channel, headers=entry.headers)
-        message.receipt = entry
-        return message
-
     # -- settling -----------------------------------------------------------------------------------------------
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
@@ -217,19 +207,22 @@ class KafkaSubscription(Subscription):
         results: list[SettleError | None] = [None] * len(outcomes)
         moves: list[tuple[int, Entry, Record]] = []
         for index, outcome in enumerate(outcomes):
-            entry: Entry = outcome.received.receipt
+            entry = outcome.received
+            assert isinstance(entry, Entry), "settle takes what this subscription handed out"
             if entry.settled or not entry.partition.live:
                 results[index] = _lost(entry)
             elif type(outcome) is Ack:
                 self._finish(entry)
             elif type(outcome) is DeadLetter:
-                moves.append((index, entry, self._dead_letter(entry, outcome)))
+                moves.append((index, entry, self._copy(entry, self._route.dead, outcome.headers)))
             elif type(outcome) is Nack and (outcome.delay <= 0 or not self._route.retries):
                 self._put_back(entry, outcome)
             elif type(outcome) is Nack:
                 moves.append((index, entry, self._retry(entry, outcome)))
+        self._consumer.wake()
         if moves:
             await self._move(moves, results)
+            self._consumer.wake()
         return results
 
     async def _move(self, moves: Sequence[tuple[int, Entry, Record]], results: list[SettleError | None]) -> None:
@@ -251,42 +244,35 @@ class KafkaSubscription(Subscription):
     def _finish(self, entry: Entry) -> None:
         partition = entry.partition
         entry.settled = True
-        partition.tracker.finish(entry.record.offset)
+        partition.tracker.finish(entry.raw.offset)
         partition.dirty = True
         partition.in_flight -= 1
         self._in_flight -= 1
-        self._consumer.wake()
 
     def _put_back(self, entry: Entry, nack: Nack) -> None:
         """Let a message come again from memory, without losing its place or its attempts."""
-        partition, record = entry.partition, entry.record
+        partition, offset = entry.partition, entry.raw.offset
         now = self._clock.now()
-        again = Entry(entry.number, partition, record, nack.headers or nack.received.headers)
-        again.channel = nack.received.channel
+        again = Entry(entry.number, partition, entry.raw, entry.channel, nack.headers or entry.headers)
+        again.position = entry.position
         again.due = now + nack.delay if nack.delay > 0 else 0.0
         entry.settled = True
         partition.in_flight -= 1
         self._in_flight -= 1
-        attempts = int(_number((again.headers or {}).get(ATTEMPTS, "")))
+        attempts = int(_number(again.headers.get(ATTEMPTS, "")))
         if attempts or again.due:
-            partition.tracker.waiting[record.offset] = Waiting(attempts, again.due or now)
+            partition.tracker.waiting[offset] = Waiting(attempts, again.due or now)
             partition.dirty = True
         self._inbox.put_back(again)
-        self._consumer.wake()
         self._arrived.set()
 
     def _retry(self, entry: Entry, nack: Nack) -> Record:
-        headers = {**(nack.headers or nack.received.headers), DUE: f"{self._clock.now() + nack.delay:.6f}"}
-        return self._copy(entry, nack.received, self._route.retries[step_for(nack.delay)], headers)
+        headers = {**(nack.headers or entry.headers), DUE: f"{self._clock.now() + nack.delay:.6f}"}
+        return self._copy(entry, self._route.retries[step_for(nack.delay)], headers)
 
-    def _dead_letter(self, entry: Entry, outcome: DeadLetter) -> Record:
-        return self._copy(entry, outcome.received, self._route.dead, outcome.headers)
-
-    def _copy(self, entry: Entry, message: Received, topic: str, headers: Mapping[str, str]) -> Record:
-        # Its own partitioning where it is keyed: the copy must come to whoever has the key.
-        record = entry.record
-        wire = to_headers({**headers, CHANNEL: message.channel})
-        return Record(topic, record.value if record.value is not None else b"", wire, record.key)
+    def _copy(self, entry: Entry, topic: str, headers: Mapping[str, str]) -> Record:
+        # The record's own key: on a keyed channel the copy must come to whoever has the key.
+        return Record(topic, entry.body, to_headers({**headers, CHANNEL: entry.channel}), entry.raw.key)
 
 
 def _lost(entry: Entry) -> LeaseLost:

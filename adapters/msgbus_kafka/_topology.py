@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiokafka.errors as kafka
+from aiokafka import TopicPartition
 
 from msgbus.adapter import Address, Kind, Provision, Source, Topology, is_pattern
 from msgbus.errors import AccessDenied, BrokerUnavailable, ChannelError, TopologyError
-from msgbus_kafka._cluster import Cluster, NewTopic, TopicInfo
+from msgbus_kafka._cluster import LATEST, Cluster, NewTopic, TopicInfo
 from msgbus_kafka._names import dead_of, delay_of, group_of, retries_of, topic_of
 from msgbus_kafka._options import Options
 
@@ -144,6 +145,9 @@ async def provide(cluster: Cluster, wanted: Iterable[Wanted], provision: Provisi
         existing = await _wait_for(cluster, topics, [want.topic for want in missing if want.like is None])
         await _create(cluster, [want for want in missing if want.like is not None], existing, options)
         existing = await _wait_for(cluster, topics, list(topics))
+        # Only when its leader answers for it a partition takes messages.
+        new = [TopicPartition(want.topic, n) for want in missing for n in range(existing[want.topic].partitions)]
+        await cluster.offsets(new, LATEST)
     await _compare(cluster, topics.values(), existing)
 
 

@@ -19,13 +19,19 @@ Headers = list[tuple[str, bytes]]
 
 def to_headers(headers: Mapping[str, str]) -> Headers:
     """Return text headers as Kafka's."""
-    # What a foreign producer wrote that is not UTF-8 was read with surrogateescape, and becomes the same bytes again.
-    return [(name, value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
+    try:
+        return [(name, value.encode()) for name, value in headers.items()]
+    except UnicodeEncodeError:
+        # A foreign producer wrote what is not UTF-8: it was read by `from_headers`, and becomes the same bytes again.
+        return [(name, value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
 
 
 def from_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
     """Return Kafka's headers as text; a null value is an empty one, and of equal names the last one counts."""
-    return {name: value.decode("utf-8", "surrogateescape") if value else "" for name, value in headers}
+    try:
+        return {name: value.decode() for name, value in headers}  # type: ignore[union-attr] # rarely null, see below
+    except (UnicodeDecodeError, AttributeError):
+        return {name: (value or b"").decode("utf-8", "surrogateescape") for name, value in headers}
 
 
 def encode_key(key: str | None) -> bytes | None:
