@@ -24,13 +24,14 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from msgbus.adapter import Start
 from msgbus.errors import BrokerError
 from msgbus_kafka._begin import begin
+from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._errors import broker_error
 from msgbus_kafka._offsets import METADATA_LIMIT
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
 
-__all__ = ["GroupConsumer", "Membership", "stop_consumer"]
+__all__ = ["GroupConsumer", "Membership"]
 
 _log = logging.getLogger("msgbus.kafka")
 _COMMIT_EVERY = 0.1
@@ -43,7 +44,7 @@ _REQUEST_MS = _REBALANCE_MS + 5_000
 """Joining a group is one request that lasts as long as the rebalance."""
 _NEVER_MS = 2**31 - 1
 _RETRY = 0.5
-_STOP_TIMEOUT = 4.0
+_CANCEL_TIMEOUT = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +171,7 @@ class GroupConsumer:
             max_partition_fetch_bytes=max(1024 * 1024, options.max_body + 128 * 1024),
             metadata_max_age_ms=5_000 if membership.pattern else 30_000,
         )
-        try:
-            await consumer.start()
-        except BaseException as exc:
-            await stop_consumer(consumer)
-            if isinstance(exc, kafka.KafkaError | OSError):
-                raise broker_error(exc, f"starting a consumer of {membership.group!r}") from exc
-            raise
+        await start_consumer(consumer, f"starting a consumer of {membership.group!r}")
         listener = _Listener(self, consumer)
         if membership.pattern:
             consumer.subscribe(pattern=membership.pattern, listener=listener)
@@ -381,19 +376,4 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=_STOP_TIMEOUT)
-
-
-async def stop_consumer(consumer: Any) -> None:
-    """Stop a consumer, by force if it hangs in a rebalance or in a request that nobody answers."""
-    stopping = asyncio.create_task(consumer.stop())
-    for _ in range(2):
-        done, _ = await asyncio.wait([stopping], timeout=_STOP_TIMEOUT)
-        if done:
-            if not stopping.cancelled() and (exc := stopping.exception()):
-                _log.debug("while stopping a consumer: %r", exc)
-            return
-        with contextlib.suppress(kafka.KafkaError, OSError):
-            await consumer._client.close()  # noqa: SLF001 - ends the requests it waits for
-    stopping.cancel()
-    _log.warning("a consumer did not stop in %g s", 2 * _STOP_TIMEOUT)
+        await asyncio.wait(tasks, timeout=_CANCEL_TIMEOUT)

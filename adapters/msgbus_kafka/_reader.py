@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from msgbus.adapter import Received
 from msgbus.errors import ConfigError
+from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import EARLIEST, LATEST, Cluster, Committed
 from msgbus_kafka._offsets import Run, decode_progress
 from msgbus_kafka._wire import CHANNEL, DUE, from_headers, received
@@ -95,11 +96,11 @@ class Reader:
             max_partition_fetch_bytes=self._largest + 128 * 1024,
             fetch_max_wait_ms=100,
         )
+        await start_consumer(consumer, "starting to browse")
         try:
-            await consumer.start()
             yield consumer
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
 
 async def _records(consumer: Any, tp: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:

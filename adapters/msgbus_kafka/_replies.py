@@ -18,8 +18,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from msgbus.adapter import Outcome, Received, Subscription
 from msgbus.errors import BrokerError, ClosedError, LeaseLost, SettleError, Unroutable
+from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import LATEST, Cluster
-from msgbus_kafka._consumer import stop_consumer
 from msgbus_kafka._errors import broker_error
 from msgbus_kafka._producer import Record
 from msgbus_kafka._wire import from_headers, to_headers
@@ -86,13 +86,7 @@ class ReplySubscription(Subscription):
         consumer = AIOKafkaConsumer(
             **self._connection, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=500
         )
-        try:
-            await consumer.start()
-        except BaseException as exc:
-            await stop_consumer(consumer)
-            if isinstance(exc, kafka.KafkaError | OSError):
-                raise broker_error(exc, "starting a consumer of answers") from exc
-            raise
+        await start_consumer(consumer, "starting a consumer of answers")
         consumer.assign([self._tp])
         consumer.seek(self._tp, self._next)
         return consumer
