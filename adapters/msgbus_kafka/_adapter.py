@@ -76,6 +76,7 @@ class KafkaAdapter(Adapter):
         self.capabilities = Capabilities(
             patterns=True,
             order="key",
+            competing=False,
             max_delay=MAX_DELAY,
             replay=True,
             browse=True,
@@ -270,6 +271,7 @@ class KafkaAdapter(Adapter):
             cluster=self._cluster,
             producer=self._producer,
             clock=self.config.clock,
+            time_of=self._reader.time_of,
             closed=self._forget,
         )
 
@@ -286,6 +288,8 @@ class KafkaAdapter(Adapter):
             membership = Membership(group=group, topics=(dead,), start=options.start)
             return Route(membership=membership, side=frozenset({dead}), dead=dead)
         address, retries = source.address, retries_of(source)
+        if is_pattern(address.name) and isinstance(options.start, int):
+            raise UnsupportedFeature(self.name, "replay of a pattern from a position", "begin at a time")
         side = frozenset(retries.values())
         topics: tuple[str, ...] = ()
         pattern, channels = None, dict[str, str]()
@@ -370,7 +374,7 @@ class KafkaAdapter(Adapter):
     async def browse(self, source: Source, *, limit: int, after: str | None = None) -> Sequence[Received]:
         """Read what the source's group has not finished; see `Adapter.browse`.
 
-        A topic without a group is read from its first message. Positions look like ``partition:offset``.
+        A topic without a group is read from its first message.
         """
         self._ensure_open()
         if is_pattern(source.address.name) and not source.dead:

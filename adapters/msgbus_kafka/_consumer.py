@@ -23,7 +23,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 
 from msgbus.adapter import Start
 from msgbus.errors import BrokerError
-from msgbus_kafka._begin import begin
+from msgbus_kafka._begin import TimeOf, begin
 from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._errors import broker_error
@@ -79,6 +79,7 @@ class GroupConsumer:
         deliver: Takes a partition's records.
         room: Returns how many more records may be delivered now.
         changed: Called when partitions came, went or may go on.
+        time_of: Tells how old the message at an offset is.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class GroupConsumer:
         deliver: Callable[[Partition, Sequence[Any]], None],
         room: Callable[[], int],
         changed: Callable[[], None],
+        time_of: TimeOf,
     ) -> None:
         self.partitions: dict[TopicPartition, Partition] = {}
         self.draining = False
@@ -103,6 +105,7 @@ class GroupConsumer:
         self._deliver = deliver
         self._room = room
         self._changed = changed
+        self._time_of = time_of
         self._start = membership.start
         self._suspended: dict[TopicPartition, Partition] = {}
         self._paused: set[TopicPartition] = set()
@@ -295,7 +298,7 @@ class GroupConsumer:
             try:
                 committed = await self._cluster.committed(self._membership.group, assigned) if assigned else {}
                 chosen = [tp for tp in assigned if self._membership.from_start(tp.topic)]
-                starts = await begin(self._cluster, assigned, committed, self._start, chosen)
+                starts = await begin(self._cluster, assigned, committed, self._start, chosen, self._time_of)
                 break
             except Exception as exc:  # noqa: BLE001 - giving up would leave the partitions unread for good
                 _log.warning("cannot tell yet where to read %s: %r", self._membership.group, exc)

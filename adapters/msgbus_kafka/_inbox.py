@@ -15,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from msgbus.adapter import Received
+from msgbus_kafka._begin import to_position
 from msgbus_kafka._wire import decode_key, from_headers
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Entry(Received):
         self.channel = channel
         self.key = None if record.key is None else decode_key(record.key)
         self.time = record.timestamp / 1000
-        self.position = record.offset
+        self.position = to_position(record.partition, record.offset)
         self.receipt = None
         self.raw = record
         self.number = number

@@ -11,10 +11,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from msgbus.adapter import Received
 from msgbus.errors import ConfigError
+from msgbus_kafka._begin import from_position, to_position
 from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import EARLIEST, LATEST, Cluster, Committed
 from msgbus_kafka._offsets import Run, decode_progress
-from msgbus_kafka._wire import CHANNEL, DUE, from_headers, received
+from msgbus_kafka._wire import CHANNEL, DUE, decode_key, from_headers
 
 __all__ = ["Reader"]
 
@@ -43,7 +44,7 @@ class Reader:
         parts = await self._partitions([topic])
         first, last, committed = await self._bounds(parts, group)
         found: list[Received] = []
-        from_partition, from_offset = _position(after)
+        from_partition, from_offset = _after(after)
         async with self._consumer() as consumer:
             for tp in parts:
                 if tp.partition < from_partition or len(found) >= limit:
@@ -60,6 +61,16 @@ class Reader:
                     if len(found) >= limit:
                         break
         return found
+
+    async def time_of(self, tp: TopicPartition, offset: int) -> int | None:
+        """Return the time in milliseconds of the first record at or after *offset*; None if there is none."""
+        if tp not in await self._partitions([tp.topic]):
+            return None
+        first, last, _ = await self._bounds([tp], None)
+        async with self._consumer() as consumer:
+            async for record in _records(consumer, tp, max(offset, first[tp]), last[tp]):
+                return int(record.timestamp)
+        return None
 
     async def backlog(self, topics: Sequence[str], group: str | None) -> int:
         """Return how many records of *topics* the *group* has not finished."""
@@ -121,18 +132,24 @@ async def _records(consumer: Any, tp: TopicPartition, start: int, end: int) -> A
 def _browsed(record: Any, channel: str) -> Received:
     headers = from_headers(record.headers)
     headers.pop(DUE, None)
-    name = headers.pop(CHANNEL, "") or channel
-    return received(record, name, headers=headers, position=f"{record.partition}:{record.offset}")
+    return Received(
+        record.value or b"",
+        headers,
+        channel=headers.pop(CHANNEL, "") or channel,
+        key=decode_key(record.key),
+        time=record.timestamp / 1000,
+        position=to_position(record.partition, record.offset),
+        raw=record,
+    )
 
 
 def _length(runs: Sequence[Run], start: int, end: int) -> int:
     return sum(max(0, min(last, end) - max(first, start)) for first, last in runs)
 
 
-def _position(text: str | None) -> tuple[int, int]:
+def _after(text: str | None) -> tuple[int, int]:
     if text is None:
         return 0, -1
-    partition, _, offset = text.partition(":")
-    if not (partition.isdecimal() and offset.isdecimal()):
-        raise ConfigError(f"a position in a Kafka topic looks like partition:offset, for example 0:42, got {text!r}")
-    return int(partition), int(offset)
+    if not text.isdecimal():
+        raise ConfigError(f"a position in a Kafka topic is a whole number, got {text!r}")
+    return from_position(int(text))

@@ -19,6 +19,7 @@ from msgbus.adapter import (
     Subscription,
 )
 from msgbus.errors import ClosedError, LeaseLost, SettleError
+from msgbus_kafka._begin import TimeOf
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._consumer import GroupConsumer, Membership
 from msgbus_kafka._inbox import Entry, Inbox
@@ -66,6 +67,7 @@ class KafkaSubscription(Subscription):
         cluster: Where to ask for offsets.
         producer: Writes the copies of what waits or is dead.
         clock: Tells what is due.
+        time_of: Tells how old the message at an offset is.
         closed: Called when it is closed.
     """
 
@@ -79,6 +81,7 @@ class KafkaSubscription(Subscription):
         cluster: Cluster,
         producer: Producer,
         clock: Clock,
+        time_of: TimeOf,
         closed: Callable[[KafkaSubscription], None],
     ) -> None:
         self._route = route
@@ -98,6 +101,7 @@ class KafkaSubscription(Subscription):
             deliver=self._take_in,
             room=self._room,
             changed=self._partitions_changed,
+            time_of=time_of,
         )
 
     async def open(self, timeout: float) -> None:

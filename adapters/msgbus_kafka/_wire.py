@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from msgbus.adapter import Received
-
-__all__ = ["CHANNEL", "DUE", "decode_key", "encode_key", "from_headers", "received", "to_headers"]
+__all__ = ["CHANNEL", "DUE", "decode_key", "encode_key", "from_headers", "to_headers"]
 
 DUE = "msgbus-due"
 """On a waiting record: not before this time, in seconds since 1970."""
@@ -42,25 +39,3 @@ def encode_key(key: str | None) -> bytes | None:
 def decode_key(key: bytes | None) -> str | None:
     """Return a record's key as a message's."""
     return None if key is None else key.decode("utf-8", "surrogateescape")
-
-
-def received(
-    record: Any, channel: str, *, headers: dict[str, str] | None = None, position: int | str | None = None
-) -> Received:
-    """Return *record* as a received message.
-
-    Args:
-        record: The client library's record.
-        channel: The channel it was published to.
-        headers: Its headers, where they are known already.
-        position: Its position, if not its offset.
-    """
-    return Received(
-        record.value or b"",
-        from_headers(record.headers) if headers is None else headers,
-        channel=channel,
-        key=decode_key(record.key),
-        time=record.timestamp / 1000,
-        position=record.offset if position is None else position,
-        raw=record,
-    )
