@@ -17,6 +17,7 @@ from msgbus.adapter import (
     Health,
     Kind,
     Outgoing,
+    Provision,
     Received,
     Source,
     Stats,
@@ -54,7 +55,7 @@ from msgbus_kafka._producer import Producer, Record
 from msgbus_kafka._reader import Reader
 from msgbus_kafka._replies import ReplySubscription, reply_record
 from msgbus_kafka._subscription import KafkaSubscription, Route
-from msgbus_kafka._topology import provide, wanted_by, wanted_replies
+from msgbus_kafka._topology import pin, provide, wanted_channels, wanted_replies, wanted_sides
 from msgbus_kafka._wire import CHANNEL, DUE, encode_key, to_headers
 
 __all__ = ["KafkaAdapter"]
@@ -173,11 +174,13 @@ class KafkaAdapter(Adapter):
         A new group begins at the earliest message, so that it misses nothing from its declaration on.
         """
         self._ensure_open()
-        wanted = wanted_by(topology, self._options)
-        for address in (*topology.addresses, *(source.address for source in topology.sources)):
-            if not is_pattern(address.name) and address.kind is not Kind.REPLY:
-                self._topics[address.kind, address.name] = topic_of(address)
+        channels = wanted_channels(topology, self._options, self._topics)
+        wanted = channels | wanted_sides(topology, self._options)
         await provide(self._cluster, wanted.values(), self.config.provision, self._options)
+        if self.config.provision is Provision.CREATE:
+            for source in topology.sources:
+                if not is_pattern(source.address.name) and not source.dead:
+                    await pin(self._cluster, source, self._topic(source.address))
 
     async def _exists(self, topic: str) -> bool:
         try:
@@ -343,11 +346,11 @@ class KafkaAdapter(Adapter):
     async def stats(self, source: Source) -> Stats:
         """Count; see `Adapter.stats`. What is in flight is known of this process only."""
         self._ensure_open()
+        topics, group = await self._topics_of(source), group_of(source)
         mine = [s for s, of in self._subscriptions.items() if of == source and isinstance(s, KafkaSubscription)]
         for subscription in mine:
             await subscription.flush()
         in_flight = sum(subscription.in_flight for subscription in mine)
-        topics, group = await self._topics_of(source), group_of(source)
         backlog = await self._reader.backlog(topics, group)
         delayed = 0 if source.dead else await self._reader.backlog(list(retries_of(source).values()), group)
         ready = max(0, backlog - in_flight)
@@ -360,10 +363,10 @@ class KafkaAdapter(Adapter):
         )
 
     async def _topics_of(self, source: Source) -> list[str]:
-        if source.dead:
-            return [dead_of(source)]
-        if not is_pattern(source.address.name):
-            return [self._topic(source.address)]
+        if source.dead or not is_pattern(source.address.name):
+            topic = dead_of(source) if source.dead else self._topic(source.address)
+            await self._must_exist(topic)
+            return [topic]
         side = set(retries_of(source).values())
         return [topic for topic in await self._delays.matching(channel_regex(source)) if topic not in side]
 
@@ -379,10 +382,10 @@ class KafkaAdapter(Adapter):
         self._ensure_open()
         if is_pattern(source.address.name) and not source.dead:
             raise UnsupportedFeature(self.name, "browsing a pattern", "browse one topic")
+        (topic,) = await self._topics_of(source)
         for subscription, of in list(self._subscriptions.items()):
             if of == source and isinstance(subscription, KafkaSubscription):
                 await subscription.flush()
-        (topic,) = await self._topics_of(source)
         anonymous = source.address.kind is Kind.TOPIC and not source.group
         group = None if anonymous else group_of(source)
         return await self._reader.browse(topic, group, limit=limit, after=after, channel=source.address.name)

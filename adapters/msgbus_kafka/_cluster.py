@@ -18,7 +18,7 @@ from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.conn import create_conn
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
-from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
@@ -206,6 +206,14 @@ class Cluster:
                     found[TopicPartition(topic, partition)] = Committed(offset, metadata or "")
         return found
 
+    async def commit(self, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets for a group that has no member yet; raises `BrokerError`."""
+        by_topic: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for tp, offset in offsets.items():
+            by_topic[tp.topic].append((tp.partition, offset, ""))
+        request = OffsetCommitRequest(group, -1, "", -1, list(by_topic.items()))
+        await self._retry(lambda: self._to_coordinator(group, request), "committing offsets")
+
     async def _to_coordinator(self, group: str, request: Any) -> Any:
         node = self._coordinators.get(group)
         if node is None:
@@ -216,7 +224,7 @@ class Cluster:
         except kafka.KafkaError:
             self._coordinators.pop(group, None)
             raise
-        codes = [response.error_code, *(code for _, results in response.topics for *_, code in results)]
+        codes = [getattr(response, "error_code", 0), *(code for _, results in response.topics for *_, code in results)]
         for error in (kafka.for_code(code) for code in codes if code):
             self._coordinators.pop(group, None)
             raise error(group)

@@ -122,15 +122,9 @@ class GroupConsumer:
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def open(self, timeout: float) -> None:
-        """Begin to join the group; raises `BrokerError`.
-
-        Partitions come when the group has agreed. Nothing is lost by not waiting for that, unless the start is ours
-        to choose: then it is waited for up to *timeout* seconds.
-        """
+        """Join the group and wait up to *timeout* seconds for partitions; raises `BrokerError`."""
         self._consumer = await self._connect()
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._commit_now_and_then())]
-        if self._start is None:
-            return
         with contextlib.suppress(TimeoutError):  # a rebalance that takes longer goes on behind our back
             async with asyncio.timeout(timeout):
                 await self._adopted.wait()

@@ -13,8 +13,8 @@ waiting up to a minute, an hour, a day   ``orders..retry.60``, …      ``placed
 published with a delay, the same steps   ``orders..retry.60``, …      ``placed..delay.60``, …
 =======================================  ===========================  ==========================
 
-A pattern's side topics begin with a dot: ``.order._2a..mail..dlq`` belongs to ``order.*``. Answers to a service's
-requests are in ``<service>..replies``.
+On keyed channels ``keyed`` stands for ``retry``. A pattern's side topics begin with a dot: ``.order._2a..mail..dlq``
+belongs to ``order.*``. Answers to a service's requests are in ``<service>..replies``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEPS = (60, 3600, 86_400)
 so short delays must not queue behind long ones; more steps would be more topics for every subscription."""
 MAX_DELAY = float(STEPS[-1])
 _LONGEST = 249
-NATIVE = frozenset({"topic", "group_id", "partitions", "replication", "retention", "compact", "config"})
+NATIVE = frozenset({"topic", "group_id", "partitions", "replication", "retention", "compact", "config", "start"})
 
 
 def topic_of(address: Address) -> str:
@@ -87,8 +87,10 @@ def dead_of(source: Source) -> str:
 
 def retries_of(source: Source) -> dict[int, str]:
     """Return the topics in which messages of *source* wait, by step."""
-    prefix = subscription_of(source)
-    return {step: _checked(f"{prefix}..retry.{step}", source) for step in STEPS}
+    # Where a key keeps its order, retries wait in memory, and these topics are for published delays alone. Their
+    # name tells how the channel was declared.
+    prefix = f"{subscription_of(source)}..{'keyed' if source.address.keyed else 'retry'}"
+    return {step: _checked(f"{prefix}.{step}", source) for step in STEPS}
 
 
 def delay_of(address: Address) -> dict[int, str]:

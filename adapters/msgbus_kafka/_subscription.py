@@ -184,11 +184,7 @@ class KafkaSubscription(Subscription):
                 self._consumer.failure = None
                 raise failure
             now = self._clock.now()
-            if not self._consumer.draining and (entries := self._inbox.take(limit, now)):
-                for entry in entries:
-                    entry.partition.in_flight += 1
-                self._in_flight += len(entries)
-                self._consumer.wake()
+            if not self._consumer.draining and (entries := self._take(limit, now)):
                 return entries
             patience = deadline - loop.time()
             if patience <= 0:
@@ -196,6 +192,16 @@ class KafkaSubscription(Subscription):
             due = self._inbox.next_due()
             self._arrived.clear()
             await self._wait(patience if due is None else min(patience, max(due - now, 0.001)))
+
+    def _take(self, limit: int, now: float) -> list[Entry]:
+        waiting = len(self._inbox)
+        entries = self._inbox.take(limit, now)
+        for entry in entries:
+            entry.partition.in_flight += 1
+        self._in_flight += len(entries)
+        if len(self._inbox) != waiting:
+            self._consumer.wake()
+        return entries
 
     async def _wait(self, timeout: float) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -17,7 +17,7 @@ from msgbus_kafka._cluster import LATEST, Cluster, NewTopic, TopicInfo
 from msgbus_kafka._names import dead_of, delay_of, group_of, retries_of, topic_of
 from msgbus_kafka._options import Options
 
-__all__ = ["Wanted", "provide", "wanted_by", "wanted_for_delay", "wanted_replies"]
+__all__ = ["Wanted", "pin", "provide", "wanted_channels", "wanted_for_delay", "wanted_replies", "wanted_sides"]
 
 _FOREVER = "-1"
 _TWO_WEEKS = str(14 * 86_400_000)
@@ -39,6 +39,8 @@ class Wanted:
         initial: Settings it is created with; they may be tuned by hand later.
         initial_partitions: The same for its partitions; None for the broker's default.
         like: The topic whose number of partitions it must have.
+        rival: The topic that exists if the channel was declared with a key when this one says without, or the
+            other way round.
     """
 
     topic: str
@@ -48,26 +50,40 @@ class Wanted:
     initial: Mapping[str, str] = field(default_factory=dict)
     initial_partitions: int | None = None
     like: str | None = None
+    rival: str | None = None
 
 
-def wanted_by(topology: Topology, options: Options) -> dict[str, Wanted]:
-    """Return the topics that *topology* needs."""
+def wanted_channels(topology: Topology, options: Options, known: dict[tuple[Kind, str], str]) -> dict[str, Wanted]:
+    """Return the topics of the channels that *topology* names, and note them in *known*.
+
+    Args:
+        topology: What is declared.
+        options: The URL's.
+        known: The topics of all channels that were declared so far.
+
+    Raises:
+        ChannelError: Two channels would share a topic.
+    """
+    owners = {topic: channel for channel, topic in known.items()}
     wanted: dict[str, Wanted] = {}
-    kinds: dict[str, Address] = {}
-    addresses = [*topology.addresses, *(s.address for s in topology.sources if not is_pattern(s.address.name))]
-    for address in addresses:
-        if address.kind is Kind.REPLY:
+    for address in (*topology.addresses, *(source.address for source in topology.sources)):
+        if address.kind is Kind.REPLY or is_pattern(address.name):
             continue
         channel = _channel(address, options)
-        other = kinds.setdefault(channel.topic, address)
-        if (other.kind, other.name) != (address.kind, address.name):
-            raise ChannelError(f"{other} and {address} would share the Kafka topic {channel.topic!r}; rename one")
+        owner = owners.setdefault(channel.topic, (address.kind, address.name))
+        if owner != (address.kind, address.name):
+            raise ChannelError(
+                f"{owner[0]} {owner[1]!r} and {address} would share the Kafka topic {channel.topic!r}; rename one"
+            )
         wanted[channel.topic] = channel
-    for source in topology.sources:
-        group_of(source)
-        for side in _sides(source.alive, options):
-            wanted[side.topic] = side
+    known |= {owners[topic]: topic for topic in wanted}
     return wanted
+
+
+def wanted_sides(topology: Topology, options: Options) -> dict[str, Wanted]:
+    """Return the topics for the dead letters and the waiting messages of the sources of *topology*."""
+    sides = [side for source in topology.sources for side in _sides(source.alive, options)]
+    return {side.topic: side for side in sides}
 
 
 def wanted_for_delay(address: Address, options: Options) -> list[Wanted]:
@@ -100,7 +116,9 @@ def _channel(address: Address, options: Options) -> Wanted:
 
 def _sides(source: Source, options: Options) -> list[Wanted]:
     dead = Wanted(dead_of(source), initial={"retention.ms": _FOREVER}, initial_partitions=1)
-    return [dead, *_waiting(retries_of(source).values(), source.address, options)]
+    rivals = retries_of(replace(source, address=replace(source.address, keyed=not source.address.keyed)))
+    waiting = _waiting(retries_of(source).values(), source.address, options)
+    return [dead, *(replace(want, rival=rival) for want, rival in zip(waiting, rivals.values(), strict=True))]
 
 
 def _waiting(topics: Iterable[str], address: Address, options: Options) -> list[Wanted]:
@@ -134,7 +152,12 @@ async def provide(cluster: Cluster, wanted: Iterable[Wanted], provision: Provisi
     topics = {want.topic: want for want in wanted}
     if provision is Provision.SKIP or not topics:
         return
-    existing = await cluster.topics(list(topics))
+    rivals = {want.rival: want for want in topics.values() if want.rival}
+    existing = await cluster.topics([*topics, *rivals])
+    for rival, want in rivals.items():
+        if rival in existing and want.topic not in existing:
+            how = "without" if ".keyed." in want.topic else "with"
+            raise TopologyError(f"{want.topic!r} cannot be added: the channel was declared {how} a key before")
     missing = [want for name, want in topics.items() if name not in existing]
     if missing and provision is Provision.VERIFY:
         names = ", ".join(repr(want.topic) for want in missing)
@@ -149,6 +172,23 @@ async def provide(cluster: Cluster, wanted: Iterable[Wanted], provision: Provisi
         new = [TopicPartition(want.topic, n) for want in missing for n in range(existing[want.topic].partitions)]
         await cluster.offsets(new, LATEST)
     await _compare(cluster, topics.values(), existing)
+
+
+async def pin(cluster: Cluster, source: Source, topic: str) -> None:
+    """Let a new group begin with the next message, where the channel's native option ``start`` says so.
+
+    It is written down at once, so that the group misses nothing from here on although nobody consumes yet.
+    """
+    start = source.address.native.get("start", "earliest")
+    if start not in ("earliest", "latest"):
+        raise ChannelError(f"{source.address}: native option 'start' is 'earliest' or 'latest', got {start!r}")
+    if start == "earliest" or not source.group:
+        return
+    count = (await cluster.topics([topic]))[topic].partitions
+    partitions = [TopicPartition(topic, number) for number in range(count)]
+    committed = await cluster.committed(group_of(source), partitions)
+    if new := [tp for tp in partitions if tp not in committed]:
+        await cluster.commit(group_of(source), await cluster.offsets(new, LATEST))
 
 
 async def _create(
