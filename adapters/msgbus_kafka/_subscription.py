@@ -145,7 +145,9 @@ class KafkaSubscription(Subscription):
         else:
             for record in records:
                 if tracker.receive(record.offset):
-                    self._inbox.put(self._entry(partition, record))
+                    entry = self._entry(partition, record)
+                    # What was nacked before a restart holds back its key again; what was published late does not.
+                    (self._inbox.put_back if record.offset in tracker.waiting else self._inbox.put)(entry)
             partition.dirty = True
         self._arrived.set()
 
