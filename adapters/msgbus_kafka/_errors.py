@@ -29,13 +29,14 @@ _DENIED = (
     kafka.ClusterAuthorizationFailedError,
     kafka.TransactionalIdAuthorizationFailed,
 )
-_FATAL = (
+_OUT_OF_STEP = (
     kafka.OutOfOrderSequenceNumber,
     kafka.ProducerFenced,
     kafka.InvalidProducerEpoch,
     kafka.UnknownProducerId,
     kafka.ProducerClosed,
 )
+"""The producer's session is over, whatever the record."""
 
 
 class Unconfirmed(PublishTimeout):
@@ -65,9 +66,14 @@ def broker_error(exc: BaseException, doing: str) -> BrokerError:
 
 
 def ends_producer(exc: BaseException | None) -> bool:
-    """Tell whether a producer that raised *exc* never sends anything again, so that a new one is needed."""
+    """Tell whether a producer that raised *exc* is of no use any more, so that a new one is needed.
+
+    An idempotent producer numbers its records, and the library does not take back the numbers of a batch that the
+    broker refused for good: whatever follows in that partition is refused as out of order.
+    """
+    refused = isinstance(exc, kafka.BrokerResponseError) and not exc.retriable
     # A bare KafkaError is what the library's sender leaves behind when it crashes.
-    return isinstance(exc, _FATAL) or type(exc) is kafka.KafkaError
+    return refused or isinstance(exc, kafka.ProducerFenced | kafka.ProducerClosed) or type(exc) is kafka.KafkaError
 
 
 def publish_error(exc: BaseException, topic: str, size: int, limit: int) -> PublishError:
@@ -87,7 +93,7 @@ def publish_error(exc: BaseException, topic: str, size: int, limit: int) -> Publ
         return Unroutable(f"there is no topic {topic!r}")
     if isinstance(exc, kafka.KafkaTimeoutError):
         return _Busy(f"{topic}: the batch before was not sent in time")
-    if isinstance(exc, kafka.KafkaError) and not exc.retriable and not ends_producer(exc):
+    if isinstance(exc, kafka.BrokerResponseError) and not exc.retriable and not isinstance(exc, _OUT_OF_STEP):
         return PublishRejected(f"{topic}: {_name(exc)}: {exc}")
     return Unconfirmed(f"{topic}: {_name(exc)}: {exc}")
 

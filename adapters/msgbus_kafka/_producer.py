@@ -83,6 +83,7 @@ class Producer:
         self._producer: Any = None
         self._renewing = asyncio.Lock()
         self._locks: defaultdict[TopicPartition, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._turn: defaultdict[str, int] = defaultdict(int)
 
     @property
@@ -130,7 +131,8 @@ class Producer:
             by_topic[record.topic].append(record)
         for topic, of_topic in by_topic.items():
             try:
-                count = await self._count(producer, topic)
+                async with self._asking[topic]:  # nobody overtakes a call that has to ask first
+                    count = await self._count(producer, topic)
             except (kafka.KafkaError, PublishError) as exc:
                 for record in of_topic:
                     record.error = publish_error(exc, topic, record.size, self._options.max_body)
@@ -196,9 +198,14 @@ class Producer:
         if len(records) == 1:
             limit = min(await self._largest(tp.topic), self._options.max_body)
             records[0].error = publish_error(exc, tp.topic, records[0].size, limit)
+            records[0].error.__cause__ = exc
             return
+        await self._renew(producer)
         for record in records:
-            await self._send_group(producer, tp, [record])
+            current = self._producer
+            await self._send_group(current, tp, [record])
+            if record.error is not None and ends_producer(record.error.__cause__):
+                await self._renew(current)
 
     def _fail(self, records: Sequence[Record], exc: BaseException) -> None:
         for record in records:

@@ -74,7 +74,7 @@ class Kit:
 
     def message(self, target, body, key=None, **more):
         self._count += 1
-        identity = f"id-{self._count}"
+        identity = more.pop("id", f"id-{self._count}")
         body = body if isinstance(body, bytes) else str(body).encode()
         return Outgoing(target, body, {ID: identity, **more.pop("headers", {})}, identity, key, **more)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter, defaultdict
 
@@ -13,61 +12,71 @@ from msgbus.adapter import ATTEMPTS, Ack, Nack
 from msgbus.errors import LeaseLost
 
 
-def test_three_members_come_and_go_during_keyed_messages(kit, record_property):
-    """None of 50,000 is lost, each key's order is kept, and duplicates are counted."""
-    total, keys = 50_000, 500
-    handled: defaultdict[str, list[int]] = defaultdict(list)
-    seen: Counter[int] = Counter()
+class Ledger:
+    """What the members of a group handled."""
 
-    async def member(adapter, source, stop):
+    def __init__(self):
+        self.seen: Counter[int] = Counter()
+        self.of_key: defaultdict[str, list[int]] = defaultdict(list)
+
+    def note(self, message):
+        self.seen[int(message.body)] += 1
+        self.of_key[message.key].append(int(message.body))
+
+    @property
+    def duplicates(self):
+        return sum(self.seen.values()) - len(self.seen)
+
+    async def member(self, kit, adapter, source, stop):
         subscription = await kit.subscribe(adapter, source, prefetch=300)
         try:
             while not stop.is_set():
                 got = await subscription.receive(200, 0.2)
                 for message in got:
-                    handled[message.key].append(int(message.body))
-                    seen[int(message.body)] += 1
-                # In an order of its own, as handlers finish.
+                    self.note(message)
                 acks = [Ack(message) for message in got]
-                random.shuffle(acks)
+                random.shuffle(acks)  # as handlers finish
                 await subscription.settle(acks)
         finally:
             await subscription.aclose()
 
+
+def test_three_members_come_and_go_during_keyed_messages(kit, record_property):
+    """None of 50,000 is lost, each key's order is kept, and duplicates are counted."""
+    total, keys, ledger = 50_000, 500, Ledger()
+
+    async def publish(adapter, source):
+        messages = [kit.message(source.address, n, key=f"key-{n % keys}") for n in range(total)]
+        for start in range(0, total, 1000):
+            await kit.publish(adapter, *messages[start : start + 1000])
+            await asyncio.sleep(0.05)  # so that it lasts as long as the coming and going
+
     async def main():
         source = kit.queue(keyed=True, partitions=6)
-        async with contextlib.AsyncExitStack() as stack:
-            adapters = [await stack.enter_async_context(kit.adapter(source)) for _ in range(3)]
-            messages = [kit.message(source.address, n, key=f"key-{n % keys}") for n in range(total)]
-
-            async def publish():
-                for start in range(0, total, 1000):
-                    await kit.publish(adapters[0], *messages[start : start + 1000])
-                    await asyncio.sleep(0.05)
-
-            publishing = asyncio.create_task(publish())
+        async with kit.adapter(source) as one, kit.adapter() as two, kit.adapter() as three:
+            publishing = asyncio.create_task(publish(one, source))
             stops = [asyncio.Event() for _ in range(8)]
-            tasks = [asyncio.create_task(member(adapters[0], source, stops[0]))]
-            for number in range(1, 8):
-                await asyncio.sleep(0.7)
-                tasks.append(asyncio.create_task(member(adapters[number % 3], source, stops[number])))
+            tasks = []
+            for number, stop in enumerate(stops):
+                adapter = (one, two, three)[number % 3]
+                tasks.append(asyncio.create_task(ledger.member(kit, adapter, source, stop)))
                 if number >= 3:
                     stops[number - 3].set()
+                await asyncio.sleep(0.7)
             await publishing
-            await kit.until(lambda: len(seen) == total, within=60)
+            await kit.until(lambda: len(ledger.seen) == total, within=60)
             for stop in stops:
                 stop.set()
             await asyncio.gather(*tasks)
 
     kit.run(main(), timeout=110)
-    duplicates = sum(seen.values()) - total
-    print(f"\n{total} messages, {len(seen)} handled, {duplicates} of them again")
-    record_property("duplicates", duplicates)
-    assert len(seen) == total
-    for key, numbers in handled.items():
+    print(f"\n{total} messages, {len(ledger.seen)} handled, {ledger.duplicates} of them again")
+    record_property("duplicates", ledger.duplicates)
+    assert len(ledger.seen) == total
+    for key, numbers in ledger.of_key.items():
         first_seen = list(dict.fromkeys(numbers))
         assert first_seen == sorted(first_seen), f"{key} came out of order: {first_seen[:20]}"
-    assert duplicates < total // 50
+    assert ledger.duplicates < total // 50
 
 
 def test_a_restart_repeats_what_was_unfinished_and_nothing_else(kit):
