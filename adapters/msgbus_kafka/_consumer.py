@@ -166,7 +166,8 @@ class GroupConsumer:
             # Slow handlers do not stop the polling, so a limit on it would only throw out members that wait for room.
             max_poll_interval_ms=_NEVER_MS,
             max_partition_fetch_bytes=max(1024 * 1024, options.max_body + 128 * 1024),
-            metadata_max_age_ms=5_000 if membership.pattern else 30_000,
+            # New partitions and topics that were made anew are noticed at the latest after this time.
+            metadata_max_age_ms=5_000 if membership.pattern else 10_000,
         )
         await start_consumer(consumer, f"starting a consumer of {membership.group!r}")
         listener = _Listener(self, consumer)
