@@ -55,7 +55,7 @@ from msgbus_kafka._producer import Producer, Record
 from msgbus_kafka._reader import Reader
 from msgbus_kafka._replies import ReplySubscription, reply_record
 from msgbus_kafka._subscription import KafkaSubscription, Route
-from msgbus_kafka._topology import pin, provide, wanted_channels, wanted_replies, wanted_sides
+from msgbus_kafka._topology import pin, provide, remove, wanted_channels, wanted_replies, wanted_sides
 from msgbus_kafka._wire import CHANNEL, DUE, encode_key, to_headers
 
 __all__ = ["KafkaAdapter"]
@@ -81,6 +81,7 @@ class KafkaAdapter(Adapter):
             max_delay=MAX_DELAY,
             replay=True,
             browse=True,
+            remove=True,
             unroutable=True,
             max_body=options.max_body,
             publish_window=4,
@@ -182,6 +183,12 @@ class KafkaAdapter(Adapter):
                 if not is_pattern(source.address.name) and not source.dead:
                     await pin(self._cluster, source, self._topic(source.address))
 
+    async def remove(self, source: Source) -> None:
+        """Delete the source's group and side topics, and a queue's topic; see `Adapter.remove`."""
+        self._ensure_open()
+        await remove(self._cluster, source.alive)
+        self._topics.pop((source.address.kind, source.address.name), None)
+
     async def _exists(self, topic: str) -> bool:
         try:
             return topic in await self._cluster.topics([topic])
@@ -244,7 +251,7 @@ class KafkaAdapter(Adapter):
             return Record(self._topic(source.address), outgoing.body, to_headers(headers), key)
         if outgoing.delay > 0:
             headers[DUE] = f"{self.config.clock.now() + outgoing.delay:.6f}"
-        headers[CHANNEL] = source.address.name
+        headers[CHANNEL] = outgoing.channel or source.address.name
         return Record(retries_of(source)[step_for(outgoing.delay)], outgoing.body, to_headers(headers), key)
 
     # -- consuming ----------------------------------------------------------------------------------------------

@@ -17,7 +17,12 @@ import aiokafka.errors as kafka
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.conn import create_conn
-from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
+from aiokafka.protocol.admin import (
+    CreateTopicsRequest,
+    DeleteGroupsRequest,
+    DeleteTopicsRequest,
+    DescribeConfigsRequest,
+)
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -139,6 +144,25 @@ class Cluster:
             if code
         }
 
+    async def delete(self, topics: Sequence[str], groups: Sequence[str]) -> None:
+        """Delete groups, which must have no members, then topics; what does not exist is deleted already."""
+        for group in groups:
+            await self._retry(lambda group=group: self._delete_group(group), "deleting a group")  # type: ignore[misc]
+        request = DeleteTopicsRequest(list(topics), int(_REQUEST_TIMEOUT * 1000))
+        response = await self._retry(lambda: self._to_controller(request), "deleting topics")
+        for topic, code, *_ in response.topic_error_codes:
+            error = kafka.for_code(code)
+            if error not in (kafka.NoError, kafka.UnknownTopicOrPartitionError):
+                raise broker_error(error(topic), "deleting topics")
+
+    async def _delete_group(self, group: str) -> None:
+        node = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
+        response = await self._client.send(node, DeleteGroupsRequest([group]))
+        ((_, code),) = response.results
+        error = kafka.for_code(code)
+        if error not in (kafka.NoError, kafka.GroupIdNotFound):
+            raise error(group)
+
     async def configs(self, topics: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the settings of *topics*."""
         if not topics:
@@ -235,7 +259,8 @@ class Cluster:
             await self._client.force_metadata_update()
         controller = self._client.cluster.controller
         response = await self._send(request, None if controller is None else controller.nodeId)
-        if any(kafka.for_code(e[1]) is kafka.NotControllerError for e in response.topic_errors):
+        errors: Any = getattr(response, "topic_errors", None) or getattr(response, "topic_error_codes", ())
+        if any(kafka.for_code(error[1]) is kafka.NotControllerError for error in errors):
             await self._client.force_metadata_update()
             raise kafka.NotControllerError
         return response

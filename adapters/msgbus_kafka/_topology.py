@@ -17,7 +17,16 @@ from msgbus_kafka._cluster import LATEST, Cluster, NewTopic, TopicInfo
 from msgbus_kafka._names import dead_of, delay_of, group_of, retries_of, topic_of
 from msgbus_kafka._options import Options
 
-__all__ = ["Wanted", "pin", "provide", "wanted_channels", "wanted_for_delay", "wanted_replies", "wanted_sides"]
+__all__ = [
+    "Wanted",
+    "pin",
+    "provide",
+    "remove",
+    "wanted_channels",
+    "wanted_for_delay",
+    "wanted_replies",
+    "wanted_sides",
+]
 
 _FOREVER = "-1"
 _TWO_WEEKS = str(14 * 86_400_000)
@@ -189,6 +198,14 @@ async def pin(cluster: Cluster, source: Source, topic: str) -> None:
     committed = await cluster.committed(group_of(source), partitions)
     if new := [tp for tp in partitions if tp not in committed]:
         await cluster.commit(group_of(source), await cluster.offsets(new, LATEST))
+
+
+async def remove(cluster: Cluster, source: Source) -> None:
+    """Delete what belongs to *source*: its group, its side topics, and a queue's messages."""
+    topics = [dead_of(source), *retries_of(source).values()]
+    if not source.group:
+        topics.append(topic_of(source.address))
+    await cluster.delete(topics, [group_of(source), group_of(source.dead_letters)])
 
 
 async def _create(

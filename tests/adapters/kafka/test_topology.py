@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msgbus.adapter import Ack, Address, DeadLetter, Kind, Outgoing, Provision, Source, is_pattern
-from msgbus.errors import ChannelError, ConfigError, TopologyError, UnsupportedFeature
+from msgbus.errors import BrokerError, ChannelError, ConfigError, TopologyError, UnsupportedFeature
 from msgbus_kafka._names import channel_regex, dead_of, delay_of, group_of, replies_of, retries_of, topic_of
 
 
@@ -208,5 +208,32 @@ def test_looking_at_what_is_not_there(kit):
             await kit.declare(adapter, source)
             with pytest.raises(ConfigError, match="whole number"):
                 await adapter.browse(source, limit=1, after="0:1")
+
+    kit.run(main())
+
+
+def test_removing_leaves_nothing_behind(kit):
+    async def main():
+        queue, (one, two) = kit.queue(), kit.topic("one", "two")
+        async with kit.adapter(queue, one, two) as adapter, kit.admin() as admin:
+            for source in (queue, one, two):
+                await kit.publish(adapter, kit.message(source.address, "x"))
+                subscription = await kit.subscribe(adapter, source)
+                (message,) = await kit.take(subscription, 1)
+                await subscription.settle([DeadLetter(message, dict(message.headers))])
+                with pytest.raises(BrokerError, match="NonEmptyGroup"):
+                    await adapter.remove(source)
+                await subscription.aclose()
+            await adapter.remove(queue)
+            await adapter.remove(one)
+            await adapter.remove(one)
+
+            left = await admin.list_topics()
+            assert [topic for topic in left if topic.startswith(queue.address.name)] == []
+            ours = {topic for topic in left if topic.startswith(one.address.name)}
+            assert ours == {one.address.name, dead_of(two), *retries_of(two).values()}
+            groups = {name for name, *_ in await admin.list_consumer_groups()}
+            assert group_of(two) in groups
+            assert not groups & {group_of(queue), group_of(one), group_of(one.dead_letters)}
 
     kit.run(main())
