@@ -76,6 +76,8 @@ class Capabilities:
         patterns: Subscriptions over a pattern of topic names.
         order: What is received in the order it was published: ``none``; ``queue``, with one consumer; ``key``,
             messages of one key on keyed addresses, across all consumers of the source.
+        competing: Consumers of a source compete for each message, so what one has no room for goes to another;
+            False where each of them owns a part of the source (Kafka's partitions) until it leaves.
         park_keys: A dead letter can hold back the later messages of its key.
         max_delay: The longest delay of a publish or a nack, in seconds; 0 where neither is possible.
         delivery_count: Whether `Received.deliveries` is ``exact``, ``approximate`` (it also counts messages given
@@ -102,6 +104,7 @@ class Capabilities:
     groups: bool = True
     patterns: bool = False
     order: Literal["none", "queue", "key"] = "none"
+    competing: bool = True
     park_keys: bool = False
     max_delay: float = 0.0
     delivery_count: Literal["none", "approximate", "exact"] = "none"

@@ -52,7 +52,10 @@ async def a_declared_group_misses_nothing(t: Case) -> None:
     tap = await t.tap(early)
     complete(await tap.drain(2), [b"before anybody came", b"after the second declaration"])
     tap = await t.tap(late)
-    assert bodies(await tap.drain(1)) == [b"after the second declaration"]
+    got = bodies(await tap.drain(1))
+    if got == [b"before anybody came"]:  # a log may give a new group all that it still has
+        got = bodies(await tap.drain(1))
+    assert got == [b"after the second declaration"]
 
 
 @check("B4", needs="groups", duplicates=200, timeout=120)

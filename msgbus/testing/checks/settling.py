@@ -228,7 +228,7 @@ async def no_more_is_held_than_the_prefetch(t: Case) -> None:
     complete(held, numbered(20))
 
 
-@check("C14")
+@check("C14", needs="competing")
 async def a_slow_consumer_leaves_the_rest_to_others(t: Case) -> None:
     """What a consumer's prefetch keeps from it can be received by another one meanwhile."""
     source = await t.queue()

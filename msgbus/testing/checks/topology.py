@@ -110,15 +110,23 @@ async def similar_names_never_clash(t: Case) -> None:
 
 @check("M8", needs="groups")
 async def similar_groups_never_clash(t: Case) -> None:
-    """Groups and topics whose joined names look alike are different subscriptions; so are queue and topic."""
+    """Groups and topics whose joined names look alike are different subscriptions.
+
+    A queue and a topic of one name are different too, or the second one is refused by name.
+    """
     base = t.name("n")
     pairs = [("a", "b.c"), ("a.b", "c"), ("a", "b-c"), ("a-b", "c"), ("a", "dlq"), ("a", "b")]
     sources = [Source(Address(Kind.TOPIC, f"{base}.{topic}"), group) for topic, group in pairs]
     queue = Source(Address(Kind.QUEUE, f"{base}.a"))
-    await t.adapter.declare(Topology((*dict.fromkeys(s.address for s in sources), queue.address), (*sources, queue)))
-    for source in (*sources, queue):
+    await t.adapter.declare(Topology(tuple(dict.fromkeys(s.address for s in sources)), tuple(sources)))
+    try:
+        await t.adapter.declare(Topology((queue.address,), (queue,)))
+        sources.append(queue)
+    except ChannelError as exc:
+        t.note(queue_and_topic_of_one_name=str(exc))
+    for source in sources:
         await t.send(source if source.group else source.address, str(source).encode()[:50])
-    for source in (*sources, queue):
+    for source in sources:
         tap = await t.tap(source)
         assert bodies(await tap.drain(1)) == [str(source).encode()[:50]]
         await tap.expect_nothing(0.2)
@@ -185,7 +193,7 @@ async def stats_count_each_state(t: Case) -> None:
 
 @check("M12", needs="browse")
 async def browsing_disturbs_nobody(t: Case) -> None:
-    """Browsing pages through messages in order, keeps them as they are, and takes them from no consumer."""
+    """Browsing pages through messages (in the queue's order, if it has one), and takes them from no consumer."""
     source = await t.queue()
     (*_,) = await t.send(source.address, *numbered(25), headers={"h": "v"})
     pages, after = [], None
@@ -196,7 +204,8 @@ async def browsing_disturbs_nobody(t: Case) -> None:
     received = await tap.drain(25)
 
     assert [len(page) for page in pages] == [10, 10, 5]
-    assert [m.body for page in pages for m in page] == numbered(25)
+    browsed = [m.body for page in pages for m in page]
+    assert (browsed if t.capabilities.order == "queue" else sorted(browsed, key=int)) == numbered(25)
     assert all(m.headers["h"] == "v" for page in pages for m in page)
     complete(received, numbered(25))
     assert {m.deliveries for m in received} <= {0, 1}
