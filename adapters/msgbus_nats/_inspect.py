@@ -9,10 +9,10 @@ from typing import Any
 
 from msgbus.adapter import Clock, Kind, Received, Source, Stats
 from msgbus.errors import UnsupportedFeature
-from msgbus_nats._errors import STREAM_NOT_FOUND, ApiError
+from msgbus_nats._errors import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, ApiError
 from msgbus_nats._headers import decode_headers, parse_block
 from msgbus_nats._link import Link
-from msgbus_nats._names import Names
+from msgbus_nats._names import Names, Work
 from msgbus_nats._topology import Provisioner
 
 __all__ = ["Inspector"]
@@ -47,12 +47,7 @@ class Inspector:
         ready = in_flight = 0
         oldest: list[float] = []
         for work in self._names.consumers(source):
-            try:
-                info = await self._provisioner.info(work)
-            except ApiError:
-                if not source.dead:
-                    raise
-                info = {"num_pending": await self._count(work.stream, work.filters[0]), "num_ack_pending": 0}
+            info = await self._info(source, work)
             ready += info["num_pending"]
             in_flight += info["num_ack_pending"]
             if info["num_pending"]:
@@ -67,6 +62,15 @@ class Inspector:
             dead=dead,
             oldest_age=max(0.0, self._clock.now() - min(oldest)) if oldest else None,
         )
+
+    async def _info(self, source: Source, work: Work) -> dict[str, Any]:
+        try:
+            return await self._provisioner.info(work)
+        except ApiError as exc:
+            if exc.err_code != CONSUMER_NOT_FOUND or (source.address.kind is Kind.TOPIC and not source.dead):
+                raise
+        # Nobody has ever consumed it, so all that there is is ready.
+        return {"num_pending": await self._count(work.stream, work.filters[0]), "num_ack_pending": 0}
 
     async def _count(self, stream: str, subject: str) -> int:
         try:
