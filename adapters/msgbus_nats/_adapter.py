@@ -39,6 +39,7 @@ from msgbus.errors import (
     Unroutable,
     UnsupportedFeature,
 )
+from msgbus_nats._answers import Tools
 from msgbus_nats._confirms import Confirms, Job, Mode
 from msgbus_nats._errors import Busy
 from msgbus_nats._headers import encode_headers
@@ -48,7 +49,7 @@ from msgbus_nats._link import Link
 from msgbus_nats._live import LiveSubscription
 from msgbus_nats._names import Names, in_partition, partition_of, unique
 from msgbus_nats._options import NatsOptions
-from msgbus_nats._subscription import StreamSubscription, Tools
+from msgbus_nats._subscription import StreamSubscription
 from msgbus_nats._topology import PINNING_SINCE, SCHEDULES_SINCE, Provisioner
 
 __all__ = ["NatsAdapter"]
@@ -73,11 +74,9 @@ class NatsAdapter(Adapter):
         self._link = Link(url, self._options, config, self._set_health)
         self._names = Names(options.prefix, options.partitions)
         self._provisioner = Provisioner(self._link, self._names, options, config.provision)
-        self._confirms = Confirms(
-            self._link, options.timeout, lambda: self.capabilities.max_body, self._plain_answer
-        )
+        self._confirms = Confirms(self._link, options.timeout, lambda: self.capabilities.max_body, self._plain_answer)
         self._tools = Tools(
-            self._link, self._names, self._provisioner, self._confirms, config.clock, double_ack=options.double_ack
+            self._link, self._names, self._provisioner, self._confirms, config.clock, options.double_ack
         )
         self._inspector = Inspector(self._link, self._names, self._provisioner, config.clock)
         self._replies: dict[str, LiveSubscription] = {}
@@ -263,5 +262,3 @@ def _capabilities(options: NatsOptions, max_payload: int) -> Capabilities:
         max_settle=1000,
         publish_window=4,
     )
-
-

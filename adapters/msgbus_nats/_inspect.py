@@ -41,7 +41,11 @@ class Inspector:
 
         JetStream counts what waits for a retry among what is being handled; ``delayed`` are delayed publishes.
         """
-        dead = None if source.dead else await self._count(self._names.dead, self._names.consumers(source.dead_letters)[0].filters[0])
+        dead = (
+            None
+            if source.dead
+            else await self._count(self._names.dead, self._names.consumers(source.dead_letters)[0].filters[0])
+        )
         if not source.dead and not self._names.place(source.address).stream:
             return Stats(dead=dead)
         ready = in_flight = 0
@@ -58,7 +62,9 @@ class Inspector:
         return Stats(
             ready=ready,
             in_flight=in_flight,
-            delayed=await self._count(self._names.place(source.address).stream, later.replace("{}", "*")) if later else 0,
+            delayed=await self._count(self._names.place(source.address).stream, later.replace("{}", "*"))
+            if later
+            else 0,
             dead=dead,
             oldest_age=max(0.0, self._clock.now() - min(oldest)) if oldest else None,
         )

@@ -20,9 +20,10 @@ from nats.aio.msg import Msg
 
 from msgbus.adapter import KEY, Nack, Outcome, Received, Source, SubscribeOptions
 from msgbus.errors import BrokerError, SettleError
+from msgbus_nats._answers import Tools
 from msgbus_nats._names import Work
 from msgbus_nats._pull import Pull
-from msgbus_nats._subscription import Receipt, StreamSubscription, Tools
+from msgbus_nats._subscription import Receipt, StreamSubscription
 
 __all__ = ["KeyedSubscription"]
 
@@ -226,7 +227,7 @@ class KeyedSubscription(StreamSubscription):
     async def _balance(self) -> None:
         """Release partitions beyond our share while others wait for some."""
         mine = sorted((p for p in self._pulls if p.pin), key=self._own)
-        if len(mine) < 2 or self._closed:  # noqa: PLR2004
+        if len(mine) < 2 or self._closed:
             return
         try:
             # Each member keeps one request open at each partition, so those that wait are the members.

@@ -15,16 +15,16 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
-from urllib.parse import ParseResult
 
 from nats import errors
-from nats.aio.client import Client, Server
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.nuid import NUID
 
 from msgbus.adapter import AdapterConfig, BusURL, Health
-from msgbus.errors import AccessDenied, BrokerError, BrokerUnavailable, ClosedError, ConfigError
+from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, ConfigError
+from msgbus_nats._client import Dialer, NatsClient
 from msgbus_nats._errors import ApiError, translate
 from msgbus_nats._options import NatsOptions
 
@@ -33,9 +33,6 @@ __all__ = ["Link", "Member"]
 _log = logging.getLogger("msgbus.nats")
 T = TypeVar("T")
 
-_PORT = 4222
-_OLDEST = (2, 10)
-"""Consumers with several filter subjects, which topics need, came with nats-server 2.10."""
 _TICK = 0.25
 """Seconds between two ticks. It is how exactly the moment is known at which a message arrived."""
 _PROBE = 3.0
@@ -60,40 +57,6 @@ class Member(Protocol):
         ...
 
 
-class _Client(Client):
-    """nats-py's client, with a PING that stays behind what was written before it.
-
-    nats-py writes it past its own buffer, so that `flush` returned before the server had read anything, and `drain`
-    dropped messages that were still on their way.
-    """
-
-    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        self._pongs.append(future or asyncio.get_running_loop().create_future())
-        await self._send_command(b"PING\r\n")
-        await self._flush_pending()
-
-    async def abandon(self) -> None:
-        """Close at once: send nothing more, wait for nobody.
-
-        nats-py's own `close` writes what is buffered and waits until the peer has taken it; on a connection that is
-        gone it raises half-way, on a dead peer's it never ends.
-        """
-        self._pending.clear()
-        self._pending_data_size = 0
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
-        readers = [s._wait_for_msgs_task for s in self._subs.values() if s._wait_for_msgs_task]  # noqa: SLF001
-        with contextlib.suppress(errors.Error, OSError, TimeoutError):
-            async with asyncio.timeout(2):
-                await self.close()
-        self._subs.clear()
-        for task in readers:
-            task.cancel()
-        if readers:
-            await asyncio.wait(readers, timeout=2)
-
-
 class Link:
     """Keeps a connection to one of the URL's servers.
 
@@ -111,10 +74,9 @@ class Link:
         self._options = options
         self._config = config
         self._on_health = on_health
-        self._servers = _addresses(url, options)
+        self._dialer = Dialer(url, options, config)
         self._discovered: list[str] = []
-        self._refusal: Exception | None = None
-        self.client: _Client | None = None
+        self.client: NatsClient | None = None
         self.inbox = f"{options.inbox}.{NUID().next().decode()}"
         self.max_payload = 1024 * 1024
         self.version = (0, 0)
@@ -185,7 +147,7 @@ class Link:
 
     # -- use ----------------------------------------------------------------------------------------------------
 
-    def use(self) -> _Client:
+    def use(self) -> NatsClient:
         """Return the client.
 
         Raises:
@@ -207,6 +169,10 @@ class Link:
         """Subscribe without nats-py's limits, beyond which it would drop messages."""
         return await self.use().subscribe(subject, queue, cb=on, pending_msgs_limit=0, pending_bytes_limit=0)
 
+    async def drain(self, subscription: NatsSubscription) -> None:
+        """End a subscription once everything that the server has sent to it is handled."""
+        await self._while_up(subscription.drain())  # type: ignore[no-untyped-call]
+
     async def call(self, endpoint: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Make a JetStream request and return the answer.
 
@@ -216,7 +182,7 @@ class Link:
         """
         payload = b"" if body is None else json.dumps(body).encode()
         try:
-            message = await self.while_up(
+            message = await self._while_up(
                 self.use().request(f"{self._api}.{endpoint}", payload, timeout=self._options.timeout)
             )
         except errors.NoRespondersError as exc:
@@ -255,7 +221,7 @@ class Link:
             while self._waiters:
                 waiters, self._waiters = self._waiters, []
                 try:
-                    await self.while_up(self.use().flush(timeout=max(1, round(self._options.timeout))))
+                    await self._while_up(self.use().flush(timeout=max(1, round(self._options.timeout))))
                 except (errors.Error, BrokerError) as exc:
                     _fail(waiters, translate(exc, f"waiting for {self._url}"))
                 else:
@@ -265,12 +231,13 @@ class Link:
         finally:
             self._syncing = False
 
-    async def while_up(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    async def _while_up(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await something of the client's, but not longer than its connection lives."""
         gone = self._gone
         task = asyncio.ensure_future(coroutine)
         try:
-            await asyncio.wait({task} if gone is None else {task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {task} if gone is None else {task, gone}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not task.done():
                 task.cancel()
@@ -282,12 +249,14 @@ class Link:
 
     async def _connect(self) -> None:
         """Try each server once; raise the last one's error."""
-        servers = self._servers + [s for s in self._discovered if s not in self._servers]
+        servers = list(dict.fromkeys(self._dialer.servers + self._discovered))
         random.shuffle(servers)
         failure: BrokerError = BrokerUnavailable(f"no server in {self._url}")
         for server in servers:
             try:
-                client = await self._connect_to(server)
+                client = await self._dialer.dial(
+                    server, on_error=self._on_error, on_lost=self._on_lost, on_lame_duck=self._on_lame_duck
+                )
             except BrokerError as exc:
                 failure = exc
                 continue
@@ -295,67 +264,11 @@ class Link:
             return
         raise failure
 
-    async def _connect_to(self, server: str) -> _Client:
-        client = _Client()
-        self._refusal = None
-
-        async def on_error(exc: Exception) -> None:
-            if self.client is not client:
-                self._refusal = self._refusal or exc
-            else:
-                _log.warning("nats server: %s", exc)
-
-        async def on_lost() -> None:
-            if self.client is client:
-                self._lost.set()
-
-        async def on_lame_duck() -> None:
-            if self.client is client and len(client.servers) > 1:
-                self._lost.set()  # the others take us now; this one would throw us out later
-
-        try:
-            await client.connect(
-                servers=[server],
-                name=f"{self._config.service} {self._config.instance}",
-                error_cb=on_error,
-                disconnected_cb=on_lost,
-                closed_cb=on_lost,
-                lame_duck_mode_cb=on_lame_duck,
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                reconnect_to_server_handler=_never,
-                connect_timeout=max(1, round(self._config.connect_timeout / 2)),
-                pending_size=-1,
-                inbox_prefix=self._options.inbox,
-                **self._credentials(client),
-                **self._tls(),
-            )
-            self._check(client, server)
-        except (errors.Error, OSError, TimeoutError) as exc:
-            await client.abandon()
-            cause = self._refusal if isinstance(exc, errors.NoServersError) and self._refusal else exc
-            raise translate(cause, f"connecting to {self._url}") from exc
-        except BaseException:
-            await client.abandon()
-            raise
-        return client
-
-    def _check(self, client: Client, server: str) -> None:
-        version = client.connected_server_version
-        if (version.major, version.minor) < _OLDEST:
-            raise ConfigError(f"{self._url} runs nats-server {version}, the adapter needs 2.10 or later")
-        if server.startswith("tls:") and not _server_info(client).get("tls_required"):
-            raise AccessDenied(f"{self._url} offers no TLS, which the URL asks for")
-
-    async def _install(self, client: _Client) -> None:
+    async def _install(self, client: NatsClient) -> None:
         version = client.connected_server_version
         self.version = (version.major, version.minor)
         self.max_payload = client.max_payload
-        self._discovered = [_netloc(s, self._options) for s in client.discovered_servers]
-        # From here on a broken connection must reach `on_lost`, which nats-py guarantees only while it believes
-        # that it reconnects by itself; `_never` keeps it from doing so.
-        client.options["allow_reconnect"] = True
+        self._discovered = [self._dialer.address(s) for s in client.discovered_servers]
         self.client = client
         self._lost.clear()
         self._gone = asyncio.get_running_loop().create_future()
@@ -363,39 +276,17 @@ class Link:
             await member.attach(client)
         self._on_health(Health(True))
 
-    def _credentials(self, client: Client) -> dict[str, Any]:
-        options, url = self._options, self._url
-        if options.creds:
-            return {"user_credentials": options.creds}
-        if options.nkey:
-            return {"nkeys_seed": options.nkey}
-        secret = url.password
-        token = options.token or (url.username if secret is None else None)
+    def _on_error(self, client: NatsClient, exc: Exception) -> None:
+        if self.client is client:
+            _log.warning("%s: %s", self._url, exc)
 
-        def guarded(value: str) -> Callable[[], str]:
-            def reveal() -> str:
-                if options.wants_tls and not _server_info(client).get("tls_required"):
-                    raise errors.SecureConnWantedError
-                return value
+    def _on_lost(self, client: NatsClient) -> None:
+        if self.client is client:
+            self._lost.set()
 
-            return reveal
-
-        if token is not None:
-            return {"token": guarded(token)}
-        if url.username is not None and secret is not None:
-            return {"user": url.username, "password": guarded(secret)}
-        return {}
-
-    def _tls(self) -> dict[str, Any]:
-        options = self._options
-        if not options.wants_tls:
-            return {}
-        try:
-            context = options.ssl_context()
-        except OSError as exc:
-            raise ConfigError(f"the TLS options of {self._url} cannot be used: {exc}") from exc
-        hostname = {"tls_hostname": options.tls_hostname} if options.tls_hostname else {}
-        return {"tls": context, "tls_handshake_first": options.tls_first, **hostname}
+    def _on_lame_duck(self, client: NatsClient) -> None:
+        if self.client is client and len(client.servers) > 1:
+            self._lost.set()  # the others take us now; this one would throw us out later
 
     # -- keeping ------------------------------------------------------------------------------------------------
 
@@ -404,7 +295,7 @@ class Link:
             await self._lost.wait()
             old, self.client = self.client, None
             if old is not None:
-                self._discovered = [_netloc(s, self._options) for s in old.discovered_servers] or self._discovered
+                self._discovered = [self._dialer.address(s) for s in old.discovered_servers] or self._discovered
             self._drop(f"the connection to {self._url} was lost")
             _log.warning("the connection to %s was lost", self._url)
             if old is not None:
@@ -473,25 +364,3 @@ def _fail(waiters: list[asyncio.Future[None]], error: BrokerError) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_exception(error)
-
-
-def _never(pool: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
-    """Keep nats-py from reconnecting: the link does it with a client of its own."""
-    del pool, info
-    return None, 86_400.0
-
-
-def _server_info(client: Client) -> dict[str, Any]:
-    """Return what the server said in its greeting; nats-py has no public name for it."""
-    info: dict[str, Any] = client._server_info  # noqa: SLF001
-    return info
-
-
-def _addresses(url: BusURL, options: NatsOptions) -> list[str]:
-    scheme = "tls" if url.scheme == "tls" or options.wants_tls else "nats"
-    hosts = url.hosts or (("localhost", None),)
-    return [f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or _PORT}" for host, port in hosts]
-
-
-def _netloc(server: ParseResult, options: NatsOptions) -> str:
-    return f"{'tls' if options.wants_tls or server.scheme == 'tls' else 'nats'}://{server.netloc}"

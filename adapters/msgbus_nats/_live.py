@@ -27,11 +27,10 @@ from msgbus.adapter import (
     Source,
     Subscription,
 )
-from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, LeaseLost, SettleError
-from msgbus_nats._confirms import Job, Mode
+from msgbus.errors import BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
+from msgbus_nats._answers import Answers, Tools
 from msgbus_nats._headers import decode_headers, encode_headers
 from msgbus_nats._names import in_partition
-from msgbus_nats._subscription import Tools
 
 __all__ = ["LiveSubscription"]
 
@@ -54,6 +53,7 @@ class LiveSubscription(Subscription):
         self._tools = tools
         self._link = tools.link
         self._source = source
+        self._answers = Answers(tools, source)
         kind, name = source.address.kind, source.address.name
         self._queue = "" if kind is Kind.REPLY else _QUEUE if kind is Kind.REQUEST else source.group
         if kind is Kind.REPLY:
@@ -90,7 +90,9 @@ class LiveSubscription(Subscription):
                 self._buffer.append(self._later.pop(0)[1])
             self._wake()
         if self._dropped:
-            _log.error("%s: %d messages came faster than they are consumed and were dropped", self._source, self._dropped)
+            _log.error(
+                "%s: %d messages came faster than they are consumed and were dropped", self._source, self._dropped
+            )
             self._dropped = 0
 
     async def _on_message(self, message: Msg) -> None:
@@ -171,14 +173,12 @@ class LiveSubscription(Subscription):
         self._later.sort(key=lambda due: due[0])
 
     async def _bury(self, grave: DeadLetter) -> SettleError | None:
-        subject = self._tools.names.dead_subject(self._source, grave.received.channel)
-        job = Job(subject, grave.received.body, encode_headers(grave.headers), Mode.STORED)
         try:
             await self._tools.provisioner.ensure_dead()
-            (error,) = await self._tools.confirms.publish([job])
-        except BrokerError as exc:
+        except MsgbusError as exc:
             return SettleError(f"the dead letter was not stored: {exc}")
-        return None if error is None else SettleError(f"the dead letter was not stored: {error}")
+        (error,) = await self._answers.bury([grave])
+        return error
 
     async def aclose(self) -> None:
         """See `Subscription.aclose`."""
@@ -189,7 +189,7 @@ class LiveSubscription(Subscription):
         self._wake()
         try:
             for subscription in self._subscriptions:
-                await self._link.while_up(subscription.drain())
+                await self._link.drain(subscription)
             await self._pass_on()
         except (BrokerUnavailable, errors.Error) as exc:
             _log.info("%s: messages in hand were lost with the connection: %s", self._source, exc)

@@ -249,7 +249,7 @@ class Names:
     def channel(self, subject: str) -> str:
         """Return the name of the channel a message was published to, from its subject."""
         words = subject.split(".", 2)
-        if len(words) < 3 or words[0] != self.prefix:  # noqa: PLR2004
+        if len(words) < 3 or words[0] != self.prefix:
             return ""
         rest = words[2]
         return rest.partition(".")[2] if words[1] in ("keyed", "parted", "direct", "dead") else rest

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from nats import errors
 from nats.aio.msg import Msg
@@ -107,7 +107,7 @@ class Pull:
         """Stop asking, and take in what is on its way."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            await self._link.while_up(subscription.drain())
+            await self._link.drain(subscription)
         self._open.clear()
 
     async def refill(self) -> None:
@@ -121,9 +121,13 @@ class Pull:
             self._heard = self._monotonic()
         number = self._link.number()
         self._open[number] = batch
-        body = {"batch": batch, "expires": nanoseconds(_EXPIRES), "idle_heartbeat": nanoseconds(_HEARTBEAT)}
+        body: dict[str, Any] = {
+            "batch": batch,
+            "expires": nanoseconds(_EXPIRES),
+            "idle_heartbeat": nanoseconds(_HEARTBEAT),
+        }
         if self._pinned:
-            body |= {"group": PIN_GROUP} | ({"id": self.pin} if self.pin else {})  # type: ignore[dict-item]
+            body |= {"group": PIN_GROUP} | ({"id": self.pin} if self.pin else {})
         try:
             await self._link.send(
                 f"CONSUMER.MSG.NEXT.{self.work.stream}.{self.work.name}", body, f"{self._inbox}.{number}"

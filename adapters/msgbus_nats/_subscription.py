@@ -8,33 +8,26 @@ message certainly had not arrived, and what comes too late is refused before it 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from msgbus.adapter import Ack, Clock, DeadLetter, Nack, Outcome, Received, Source, SubscribeOptions, Subscription
+from msgbus.adapter import DeadLetter, Outcome, Received, Source, SubscribeOptions, Subscription
 from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
-from msgbus_nats._confirms import Confirms, Job, Mode
+from msgbus_nats._answers import ACK, NAK, PROGRESS, Answers, NotWritten, Tools, answer_to
 from msgbus_nats._errors import translate
-from msgbus_nats._headers import decode_headers, encode_headers
-from msgbus_nats._link import Link
-from msgbus_nats._names import Names, Work
+from msgbus_nats._headers import decode_headers
+from msgbus_nats._names import Work
 from msgbus_nats._pull import Pull
-from msgbus_nats._topology import Provisioner, nanoseconds
 
-__all__ = ["Receipt", "StreamSubscription", "Tools"]
+__all__ = ["Receipt", "StreamSubscription"]
 
 _log = logging.getLogger("msgbus.nats")
 
-ACK = b"+ACK"
-NAK = b"-NAK"
-PROGRESS = b"+WPI"
 _CHECK_FLOOR = 120
 """Ticks between two looks at how far the consumer is: where a deleted one is made to go on from."""
 
@@ -56,20 +49,6 @@ class Receipt:
         self.due = 0.0
 
 
-class Tools:
-    """What all subscriptions of an adapter use."""
-
-    def __init__(
-        self, link: Link, names: Names, provisioner: Provisioner, confirms: Confirms, clock: Clock, *, double_ack: bool
-    ) -> None:
-        self.link = link
-        self.names = names
-        self.provisioner = provisioner
-        self.confirms = confirms
-        self.clock = clock
-        self.double_ack = double_ack
-
-
 class StreamSubscription(Subscription):
     """One consumer of a queue, a topic's group, or dead letters.
 
@@ -85,11 +64,10 @@ class StreamSubscription(Subscription):
         self._link = tools.link
         self._monotonic = tools.clock.monotonic
         self._source = source
+        self._answers = Answers(tools, source)
         self._options = options
         self._lease = options.lease
-        self._pulls = [
-            Pull(tools.link, work, self, tools.clock.monotonic, pinned=work.parted) for work in works
-        ]
+        self._pulls = [Pull(tools.link, work, self, tools.clock.monotonic, pinned=work.parted) for work in works]
         address = source.address
         one_channel = not source.dead and not ("*" in address.name or "#" in address.name)
         self._channel = address.name if one_channel else None
@@ -163,7 +141,7 @@ class StreamSubscription(Subscription):
     def accept(self, pull: Pull, message: Msg) -> None:
         """Take in a message."""
         words = message.reply.split(".")
-        at = 4 if len(words) < 11 else 6  # noqa: PLR2004 - the long form names domain and account, too
+        at = 4 if len(words) < 11 else 6
         seq = int(words[at + 1])
         receipt = Receipt(seq, message.reply, self._new_deadline(), pull, words[at + 3])
         headers = decode_headers(message.headers)
@@ -294,9 +272,9 @@ class StreamSubscription(Subscription):
             elif type(outcome) is DeadLetter:
                 graves.append((index, outcome))
             else:
-                answers.append((index, receipt, _answer(outcome)))
+                answers.append((index, receipt, answer_to(outcome)))
         if graves:
-            for (index, outcome), error in zip(graves, await self._bury([g for _, g in graves]), strict=True):
+            for (index, outcome), error in zip(graves, await self._answers.bury([g for _, g in graves]), strict=True):
                 results[index] = error
                 if error is None:
                     answers.append((index, outcome.received.receipt, ACK))
@@ -312,65 +290,18 @@ class StreamSubscription(Subscription):
     def _is_lost(self, receipt: Receipt) -> bool:
         return self._held.get(receipt.seq) is not receipt or receipt.deadline < self._monotonic()
 
-    async def _send_answers(
-        self, answers: list[tuple[int, Receipt, bytes]], results: list[SettleError | None]
-    ) -> None:
+    async def _send_answers(self, answers: list[tuple[int, Receipt, bytes]], results: list[SettleError | None]) -> None:
         for _, receipt, _ in answers:
             receipt.answered = True
-        failed = await self._deliver([(receipt.reply, payload) for _, receipt, payload in answers])
+        failed = await self._answers.send([(receipt.reply, payload) for _, receipt, payload in answers])
         for (index, receipt, payload), error in zip(answers, failed, strict=True):
             if error is None:
                 self._forget(receipt)
-            elif payload.startswith(NAK) and not isinstance(error, _NotWritten):
+            elif payload.startswith(NAK) and not isinstance(error, NotWritten):
                 self._forget(receipt)  # it comes again anyway, now or when its lease ends
             else:
                 receipt.answered = False
                 results[index] = error
-
-    async def _deliver(self, answers: list[tuple[str, bytes]]) -> list[SettleError | None]:
-        """Send answers to the server; return once it has them."""
-        if self._tools.double_ack:
-            return await self._deliver_twice(answers)
-        written = 0
-        try:
-            client = self._link.use()
-            for reply, payload in answers:
-                await client.publish(reply, payload)
-                written += 1
-            await self._link.sync()
-        except (BrokerError, errors.Error) as exc:
-            text = f"the connection was lost before the server had the answer: {exc}"
-            failed: list[SettleError | None] = []
-            for index in range(len(answers)):
-                error = SettleError(text) if index < written else _NotWritten(text)
-                error.__cause__ = exc
-                failed.append(error)
-            return failed
-        return [None] * len(answers)
-
-    async def _deliver_twice(self, answers: list[tuple[str, bytes]]) -> list[SettleError | None]:
-        jobs = [Job(reply, payload, {}, Mode.PROCESSED) for reply, payload in answers]
-        try:
-            outcome = await self._tools.confirms.publish(jobs)
-        except BrokerUnavailable as exc:
-            return [_NotWritten(str(exc))] * len(answers)
-        return [None if error is None else SettleError(str(error)) for error in outcome]
-
-    async def _bury(self, graves: list[DeadLetter]) -> list[SettleError | None]:
-        """Store dead letters; return what prevented each."""
-        jobs = []
-        for grave in graves:
-            receipt = grave.received.receipt
-            subject = self._tools.names.dead_subject(self._source, grave.received.channel)
-            headers = encode_headers(grave.headers)
-            # One dead letter for each time the message was stored, however often this is tried.
-            headers["Nats-Msg-Id"] = f"{subject}:{receipt.seq}:{receipt.time}"
-            jobs.append(Job(subject, grave.received.body, headers, Mode.STORED))
-        try:
-            errors_ = await self._tools.confirms.publish(jobs)
-        except BrokerUnavailable as exc:
-            return [_because(exc)] * len(graves)
-        return [None if error is None else _because(error) for error in errors_]
 
     # -- leases -------------------------------------------------------------------------------------------------
 
@@ -435,22 +366,3 @@ class StreamSubscription(Subscription):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._source}, {len(self._held)} held>"
-
-
-class _NotWritten(SettleError):
-    """The answer certainly did not reach the server."""
-
-
-def _answer(outcome: Outcome) -> bytes:
-    if type(outcome) is Ack:
-        return ACK
-    assert isinstance(outcome, Nack)
-    if not outcome.delay:
-        return NAK
-    return NAK + b" " + json.dumps({"delay": nanoseconds(outcome.delay)}).encode()
-
-
-def _because(exc: Any) -> SettleError:
-    error = SettleError(f"the dead letter was not stored: {exc}")
-    error.__cause__ = exc
-    return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -283,10 +282,11 @@ def _consumer_drift(existing: dict[str, Any], wanted: dict[str, Any]) -> list[st
         drift.append(f"it takes {', '.join(have)}, declared {', '.join(wanted['filter_subjects'])}")
     if existing.get("deliver_subject"):
         drift.append("it is a push consumer, declared is a pull consumer")
-    for name in ("ack_policy", "max_deliver", "priority_policy"):
-        if existing.get(name) != wanted.get(name):
-            drift.append(f"{name} is {existing.get(name)!r}, declared {wanted.get(name)!r}")
-    return drift
+    return drift + [
+        f"{name} is {existing.get(name)!r}, declared {wanted.get(name)!r}"
+        for name in ("ack_policy", "max_deliver", "priority_policy")
+        if existing.get(name) != wanted.get(name)
+    ]
 
 
 def _covers(pattern: str, subject: str) -> bool:
@@ -310,5 +310,3 @@ def _deliver_from(start: Start) -> dict[str, Any]:
         at = start.astimezone(UTC).isoformat().replace("+00:00", "Z")
         return {"deliver_policy": "by_start_time", "opt_start_time": at}
     return {"deliver_policy": {"earliest": "all", "latest": "new"}[start]}
-
-
