@@ -91,6 +91,7 @@ class StreamSubscription(Subscription):
     async def attach(self, client: Client) -> None:
         """Pull over a new connection."""
         del client
+        self._trouble = ""
         for pull in self._pulls:
             await pull.start()
 
@@ -186,6 +187,8 @@ class StreamSubscription(Subscription):
                     self._lease = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
                     await pull.start()
                 except (MsgbusError, errors.Error) as exc:
+                    if not self._trouble:
+                        _log.warning("%s: consumer %s cannot be mended yet: %s", self._source, pull.work.name, exc)
                     self._trouble = str(exc)
                     self._wake()
                     await self._tools.clock.sleep(wait)

@@ -139,7 +139,8 @@ class Provisioner:
         joined = not source.dead and not self._names.place(source.address).ours
         if self._provision is not Provision.CREATE or joined:
             raise TopologyError(f"stream {work.stream!r} has no consumer {work.name!r}")
-        if work in self._floors:  # somebody deleted it: go on where it was, or a little before
+        if work in self._floors and config["deliver_policy"] == "new":
+            # Somebody deleted it: go on where it was, or a little before.
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self._floors[work] + 1}
         try:
             await self._create_consumer(work, config)
