@@ -163,7 +163,7 @@ class NatsAdapter(Adapter):
             headers["Nats-Msg-Id"] = f"{outgoing.id}@{target.name}{f':{attempt}' if attempt else ''}"
         if outgoing.delay:
             if not place.later or self._link.version < SCHEDULES_SINCE:
-                why = "its stream is joined" if place.later else "delayed publishing needs nats-server 2.12"
+                why = "delayed publishing needs nats-server 2.12" if place.later else "its stream is joined"
                 raise PublishRejected(f"{place.address} takes no delayed messages: {why}")
             due = datetime.fromtimestamp(self.config.clock.now() + outgoing.delay, UTC)
             headers["Nats-Schedule"] = f"@at {due.isoformat(timespec='microseconds').replace('+00:00', 'Z')}"

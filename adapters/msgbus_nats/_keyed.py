@@ -200,13 +200,12 @@ class KeyedSubscription(StreamSubscription):
         for key in [key for key, lane in self._lanes.items() if lane.pull is pull]:
             del self._lanes[key]
         if waiting:
-            self._link.spawn(self._hand_over(sorted(waiting, key=lambda r: r.seq)))
+            self._link.spawn(self._try_to_give_back(sorted(waiting, key=lambda r: r.seq)))
 
-    async def _hand_over(self, receipts: list[Receipt]) -> None:
-        try:
-            await self._give_back(receipts)
-        except (BrokerError, errors.Error) as exc:
-            _log.info("%s: messages of a lost partition come again when their lease ends: %s", self._source, exc)
+    async def _rest(self) -> None:
+        """Let others have the partitions: nobody asks for their messages here."""
+        for pull in self._pulls:
+            await self._try_to_release(pull)
 
     def tick(self) -> None:
         """Look after what is due, what is overdue, and whose the partitions are."""
@@ -233,17 +232,21 @@ class KeyedSubscription(StreamSubscription):
             # Each member keeps one request open at each partition, so those that wait are the members.
             members = (await self._tools.provisioner.info(mine[0].work)).get("num_waiting", 1)
             share = -(-len(self._pulls) // max(1, members))
-            for pull in mine[: len(mine) - share]:
-                await self._release(pull)
-        except (BrokerError, errors.Error) as exc:
-            _log.debug("%s: partitions could not be shared out: %s", self._source, exc)
+        except BrokerError as exc:
+            _log.debug("%s: cannot see who shares it: %s", self._source, exc)
+            return
+        for pull in mine[: len(mine) - share]:
+            await self._try_to_release(pull)
 
-    async def _release(self, pull: Pull) -> None:
+    async def _try_to_release(self, pull: Pull) -> None:
         self._resting[pull] = self._monotonic() + _REST
-        await pull.aclose()
-        pull.pin = ""
-        self.unpinned(pull)
-        await self._tools.provisioner.unpin(pull.work)
+        try:
+            await pull.aclose()
+            pull.pin = ""
+            self.unpinned(pull)
+            await self._tools.provisioner.unpin(pull.work)
+        except (BrokerError, errors.Error) as exc:
+            _log.debug("%s: %s goes to others a little later: %s", self._source, pull.work.name, exc)
 
     async def aclose(self) -> None:
         """See `Subscription.aclose`; the partitions go to others at once."""

@@ -28,6 +28,8 @@ __all__ = ["Receipt", "StreamSubscription"]
 
 _log = logging.getLogger("msgbus.nats")
 
+_PATIENCE = 2
+"""Leases for which messages wait to be asked for. Shorter would send them around while handlers are merely slow."""
 _CHECK_FLOOR = 120
 """Ticks between two looks at how far the consumer is: where a deleted one is made to go on from."""
 
@@ -77,6 +79,7 @@ class StreamSubscription(Subscription):
         self._trouble: str = ""
         self._mending: set[Pull] = set()
         self._started = False
+        self._asked = 0.0
         self._closed = False
         self._ticks = 0
 
@@ -92,8 +95,9 @@ class StreamSubscription(Subscription):
         """Pull over a new connection."""
         del client
         self._trouble = ""
-        for pull in self._pulls:
-            await pull.start()
+        if self._started:
+            for pull in self._pulls:
+                await pull.start()
 
     def detach(self) -> None:
         """The connection is gone. Leases go on, and can be settled over the next one."""
@@ -109,6 +113,9 @@ class StreamSubscription(Subscription):
         now = self._monotonic()
         for receipt in [r for r in self._held.values() if r.deadline < now]:
             self._lapsed(receipt)
+        if self._started and self._waiter is None and now - self._asked > _PATIENCE * self._lease:
+            self._started = False
+            self._link.spawn(self._rest())
         waiting = [r for r in self._held.values() if not r.handed and r.deadline < now + self._lease / 2]
         if waiting:
             self._link.spawn(self._renew_waiting(waiting))
@@ -222,10 +229,11 @@ class StreamSubscription(Subscription):
 
     async def receive(self, limit: int, wait: float) -> Sequence[Received]:
         """See `Subscription.receive`."""
+        self._asked = self._monotonic()
         if not self._started:
             self._started = True
-            for pull in self._pulls:
-                await pull.refill()
+            if self._link.client is not None:
+                await self._begin()
         if not self._buffer:
             await self._wait(wait)
         taken: list[Received] = []
@@ -332,6 +340,32 @@ class StreamSubscription(Subscription):
         await self._link.sync()
         for receipt in receipts:
             receipt.deadline = max(deadline, receipt.deadline)
+
+    async def _rest(self) -> None:
+        """Give back what nobody asks for: others may want it."""
+        try:
+            for pull in self._pulls:
+                await pull.aclose()
+        except (BrokerError, errors.Error) as exc:
+            _log.debug("%s: cannot stop asking: %s", self._source, exc)
+        waiting = sorted((r for r in self._held.values() if not r.handed), key=lambda r: r.seq)
+        for receipt in waiting:
+            self._forget(receipt)
+        await self._try_to_give_back(waiting)
+
+    async def _begin(self) -> None:
+        """Ask for messages, for the first time or after a rest."""
+        try:
+            for pull in self._pulls:
+                await pull.start()
+        except errors.Error as exc:
+            raise translate(exc, f"subscribing to {self._source}") from exc
+
+    async def _try_to_give_back(self, receipts: list[Receipt]) -> None:
+        try:
+            await self._give_back(receipts)
+        except (BrokerError, errors.Error) as exc:
+            _log.info("%s: messages given back come again when their lease ends: %s", self._source, exc)
 
     async def _renew_waiting(self, receipts: list[Receipt]) -> None:
         try:

@@ -50,12 +50,12 @@ class NatsHarness(Harness):
         await asyncio.to_thread(self.proxy.heal)
 
     async def fill(self, address: Address) -> None:
-        """Let the stream take nothing more, and say so."""
+        """Put a stream in its place that an operator has bounded, and that is full."""
         client = await nats.connect(self.broker.url)
         jetstream = client.jetstream()
         name = await jetstream.find_stream_name_by_subject(subject_of(address))
-        config = (await jetstream.stream_info(name)).config
-        await jetstream.update_stream(config, max_msgs=1, discard="new")
+        await jetstream.delete_stream(name)
+        await jetstream.add_stream(name=name, subjects=[subject_of(address)], max_msgs=1, discard="new")
         await jetstream.publish(subject_of(address), b"the one that fits")
         await client.close()
 

@@ -99,7 +99,7 @@ def test_everything_confirmed_is_consumed_although(own_kit, how, keyed):
             await publishing
             seen = await consuming
             assert set(seen) == {m.body.decode() for m in messages}
-            assert (await kit.until(lambda: other.health.ok))
+            assert await kit.until(lambda: other.health.ok)
             await nothing_is_left(kit, other, source, subscription)
 
     with kit.broker.proxy() as proxy:
