@@ -1,0 +1,205 @@
+"""nats-py's client with two faults mended, and how one is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import ParseResult
+
+from nats import errors
+from nats.aio.client import Client, Server
+
+from msgbus.adapter import AdapterConfig, BusURL
+from msgbus.errors import AccessDenied, ConfigError
+from msgbus_nats._errors import translate
+from msgbus_nats._options import NatsOptions
+
+__all__ = ["Dialer", "NatsClient"]
+
+_PORT = 4222
+_OLDEST = (2, 10)
+"""Consumers with several filter subjects, which topics need, came with nats-server 2.10."""
+
+
+class NatsClient(Client):
+    """nats-py's client, with a PING that stays behind what was written before it, and an end without waiting.
+
+    nats-py writes the PING past its own buffer, so that `flush` returned before the server had read anything, and
+    `drain` dropped messages that were still on their way.
+    """
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(b"PING\r\n")
+        await self._flush_pending()
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection uses TLS: nats-py does exactly if the server's greeting asks for it."""
+        return bool(self._server_info.get("tls_required")) or bool(self.options.get("tls_handshake_first"))
+
+    async def abandon(self) -> None:
+        """Close at once: send nothing more, wait for nobody.
+
+        nats-py's own `close` writes what is buffered and waits until the peer has taken it; on a connection that is
+        gone it raises half-way, on a dead peer's it never ends.
+        """
+        self._pending.clear()
+        self._pending_data_size = 0
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        tasks: list[asyncio.Task[None] | None] = [s._wait_for_msgs_task for s in self._subs.values()]  # noqa: SLF001
+        readers = [task for task in tasks if task is not None]
+        with contextlib.suppress(errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(2):
+                await self.close()
+        self._subs.clear()
+        for task in readers:
+            task.cancel()
+        if readers:
+            await asyncio.wait(readers, timeout=2)
+
+
+class Dialer:
+    """Connects clients to the URL's servers.
+
+    Args:
+        url: The broker's URL.
+        options: Its options.
+        config: The bus's.
+    """
+
+    def __init__(self, url: BusURL, options: NatsOptions, config: AdapterConfig) -> None:
+        self._url = url
+        self._options = options
+        self._config = config
+        self._scheme = "tls" if options.wants_tls else "nats"
+        hosts = url.hosts or (("localhost", None),)
+        self.servers = [f"{self._scheme}://{f'[{h}]' if ':' in h else h}:{port or _PORT}" for h, port in hosts]
+
+    def address(self, server: ParseResult) -> str:
+        """Return the address of a server that a client has discovered."""
+        return f"{self._scheme}://{server.netloc.rpartition('@')[2]}"
+
+    async def dial(
+        self,
+        server: str,
+        *,
+        on_error: Callable[[NatsClient, Exception], None],
+        on_lost: Callable[[NatsClient], None],
+        on_lame_duck: Callable[[NatsClient], None],
+    ) -> NatsClient:
+        """Return a client connected to *server*.
+
+        Raises:
+            BrokerUnavailable: It cannot be reached.
+            AccessDenied: It refused the credentials, or offers no TLS.
+            ConfigError: It is too old, or the options cannot be used.
+        """
+        client = NatsClient()
+        first: list[Exception] = []
+        connected = False
+
+        async def error(exc: Exception) -> None:
+            if connected:
+                on_error(client, exc)
+            else:
+                first.append(exc)
+
+        try:
+            await client.connect(
+                servers=[server],
+                name=f"{self._config.service} {self._config.instance}",
+                error_cb=error,
+                disconnected_cb=_calls(on_lost, client),
+                closed_cb=_calls(on_lost, client),
+                lame_duck_mode_cb=_calls(on_lame_duck, client),
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                reconnect_to_server_handler=_never,
+                connect_timeout=max(1, round(self._config.connect_timeout / 2)),
+                pending_size=-1,
+                inbox_prefix=self._options.inbox,
+                **self._credentials(client),
+                **self._tls(),
+            )
+            self._check(client)
+        except (errors.Error, OSError, TimeoutError) as exc:
+            await client.abandon()
+            cause = first[0] if isinstance(exc, errors.NoServersError) and first else exc
+            raise translate(cause, f"connecting to {self._url}") from exc
+        except BaseException:
+            await client.abandon()
+            raise
+        connected = True
+        # From here on a broken connection must reach `on_lost`, which nats-py guarantees only while it believes
+        # that it reconnects by itself; `_never` keeps it from doing so.
+        client.options["allow_reconnect"] = True
+        return client
+
+    def _check(self, client: NatsClient) -> None:
+        version = client.connected_server_version
+        if (version.major, version.minor) < _OLDEST:
+            raise ConfigError(f"{self._url} runs {version!r}, the adapter needs 2.10 or later")
+        if self._options.wants_tls and not client.encrypted:
+            raise AccessDenied(f"{self._url} offers no TLS, which was asked for")
+
+    def _credentials(self, client: NatsClient) -> dict[str, Any]:
+        options, url = self._options, self._url
+        if options.creds:
+            return {"user_credentials": _readable(options.creds, "creds")}
+        if options.nkey:
+            return {"nkeys_seed": _readable(options.nkey, "nkey")}
+        secret = url.password
+        token = options.token or (url.username if secret is None else None)
+
+        def guarded(value: str) -> Callable[[], str]:
+            def reveal() -> str:
+                if options.wants_tls and not client.encrypted:  # never in clear text
+                    raise errors.SecureConnWantedError
+                return value
+
+            return reveal
+
+        if token is not None:
+            return {"token": guarded(token)}
+        if url.username is not None and secret is not None:
+            return {"user": url.username, "password": guarded(secret)}
+        return {}
+
+    def _tls(self) -> dict[str, Any]:
+        options = self._options
+        if not options.wants_tls:
+            return {}
+        try:
+            context = options.ssl_context()
+        except OSError as exc:
+            raise ConfigError(f"the TLS options of {self._url} cannot be used: {exc}") from exc
+        hostname = {"tls_hostname": options.tls_hostname} if options.tls_hostname else {}
+        return {"tls": context, "tls_handshake_first": options.tls_first, **hostname}
+
+
+def _calls(function: Callable[[NatsClient], None], client: NatsClient) -> Callable[[], Awaitable[None]]:
+    async def call() -> None:
+        function(client)
+
+    return call
+
+
+def _never(pool: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
+    """Keep nats-py from reconnecting: the link does it with a client of its own."""
+    del pool, info
+    return None, 86_400.0
+
+
+def _readable(path: str, option: str) -> str:
+    try:
+        Path(path).read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"the file that {option}= names cannot be read: {exc.strerror}") from exc
+    return path

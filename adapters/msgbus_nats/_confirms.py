@@ -1,0 +1,256 @@
+"""Publishing with confirmation: many messages in flight, each matched with the server's answer to it.
+
+Every message carries a reply subject of its own under one inbox. JetStream answers there with an acknowledgement or
+an error; the server itself answers when nothing takes the subject. Messages over core NATS are never acknowledged:
+they count as confirmed once the server has read them and has not said that nobody takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from msgbus.errors import (
+    BrokerUnavailable,
+    MessageTooLarge,
+    NoResponders,
+    PublishError,
+    PublishRejected,
+    Unroutable,
+)
+from msgbus_nats._errors import Busy, Unconfirmed, refused
+from msgbus_nats._headers import wire_size
+from msgbus_nats._link import Link
+
+__all__ = ["Confirms", "Job", "Mode"]
+
+_WINDOW = 32 * 1024 * 1024
+"""Bytes that may be unconfirmed at once. The server refuses more than 128 MiB per stream from all clients."""
+_REMEMBERED = 10_000
+"""How many requests are remembered for answers from responders that know nothing of msgbus's headers."""
+
+
+class Mode(Enum):
+    """Who confirms a message."""
+
+    STORED = "stored"
+    """JetStream, when it has stored it."""
+    HEARD = "heard"
+    """Nobody; but the server says at once if there is nobody to take it."""
+    PROCESSED = "processed"
+    """Whoever it is for, by any answer."""
+    CAST = "cast"
+    """Nobody: whoever listens gets it."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A message ready for the wire.
+
+    Attributes:
+        subject: Where to.
+        body: The body.
+        headers: The headers, encoded.
+        mode: Who confirms it.
+        reply_to: On requests, the reply address it names, so that plain answers find their way, too.
+        id: The message's id.
+    """
+
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+    mode: Mode
+    reply_to: str = ""
+    id: str = ""
+
+
+class _Batch:
+    """The jobs of one call, and what became of them."""
+
+    __slots__ = ("done", "first", "jobs", "left", "open", "results")
+
+    def __init__(self, jobs: Sequence[Job], first: int) -> None:
+        self.jobs = jobs
+        self.first = first
+        self.left = len(jobs)
+        self.open = [True] * len(jobs)
+        self.results: list[PublishError | None] = [None] * len(jobs)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def resolve(self, index: int, error: PublishError | None) -> bool:
+        if not self.open[index]:
+            return False
+        self.open[index] = False
+        self.results[index] = error
+        self.left -= 1
+        if not self.left and not self.done.done():
+            self.done.set_result(None)
+        return True
+
+
+class Confirms:
+    """Publishes batches.
+
+    Args:
+        link: The connection.
+        timeout: Seconds to wait for confirmations.
+        max_body: Returns the limit that `MessageTooLarge` names.
+        on_answer: Takes answers of plain NATS responders: the reply address, the request's id, the message.
+    """
+
+    def __init__(
+        self, link: Link, timeout: float, max_body: Callable[[], int], on_answer: Callable[[str, str, Msg], None]
+    ) -> None:
+        self._link = link
+        self._timeout = timeout
+        self._max_body = max_body
+        self._on_answer = on_answer
+        self._prefix = f"{link.inbox}.a."
+        self._next = 0
+        self._pending: dict[int, tuple[_Batch, int]] = {}
+        self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        self._bytes = 0
+        self._room = asyncio.Event()
+
+    async def attach(self, client: Client) -> None:
+        """Listen for confirmations on a new connection."""
+        del client
+        await self._link.subscribe(f"{self._prefix}*", self._answered)
+
+    def detach(self) -> None:
+        """Give up on all that is unconfirmed: the core publishes it again with the same ids."""
+        for number in list(self._pending):
+            self._resolve(number, Unconfirmed("the connection was lost before the server confirmed the message"))
+
+    def tick(self) -> None:
+        """Nothing is ever due: each call has its own deadline."""
+
+    async def publish(self, jobs: Sequence[Job]) -> list[PublishError | None]:
+        """Publish *jobs*; return what became of each.
+
+        Raises:
+            BrokerUnavailable: None was sent.
+        """
+        self._link.use()
+        batch = _Batch(jobs, self._next)
+        self._next += len(jobs)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._send(batch)
+                await batch.done
+        except TimeoutError:
+            text = f"the server did not confirm the message within {self._timeout:g} s"
+            for index in range(len(jobs)):
+                self._settle(batch, index, Unconfirmed(text))
+        finally:
+            if batch.left:  # cancelled: late answers find nothing
+                for index in range(len(jobs)):
+                    self._settle(batch, index, None)
+        return batch.results
+
+    async def _send(self, batch: _Batch) -> None:
+        client = self._link.use()
+        heard: list[int] = []
+        for index, job in enumerate(batch.jobs):
+            size = len(job.body)
+            error = self._unfit(job, size)
+            if error is None:
+                while self._bytes and self._bytes + size > _WINDOW:
+                    self._room.clear()
+                    await self._room.wait()
+                error = await self._write(client, batch, index, job, size)
+                if job.mode in (Mode.HEARD, Mode.CAST):
+                    heard.append(index)
+            if error is not None:
+                self._settle(batch, index, error)
+        if heard:
+            await self._await_silence(batch, heard)
+
+    async def _write(self, client: Client, batch: _Batch, index: int, job: Job, size: int) -> PublishError | None:
+        number = batch.first + index
+        reply = "" if job.mode is Mode.CAST else f"{self._prefix}{number}"
+        self._pending[number] = (batch, index)
+        self._bytes += size
+        if job.reply_to:
+            self._requests[number] = (job.reply_to, job.id)
+            if len(self._requests) > _REMEMBERED:
+                self._requests.popitem(last=False)
+        try:
+            if self._link.client is not client:
+                raise errors.ConnectionClosedError
+            await client.publish(job.subject, job.body, reply, job.headers or None)
+        except (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError) as exc:
+            error: PublishError = Busy("the connection was lost before the message was sent")
+            error.__cause__ = exc
+        except (errors.Error, UnicodeEncodeError) as exc:
+            error = PublishRejected(f"NATS cannot take the message for {job.subject}: {exc}")
+            error.__cause__ = exc
+        else:
+            return None
+        return error
+
+    def _unfit(self, job: Job, size: int) -> PublishError | None:
+        limit = self._max_body()
+        if size > limit:
+            return MessageTooLarge(size, limit)
+        # The server closes the connection over a message that is too large with its headers.
+        room = self._link.max_payload - size
+        if 4 * sum(map(len, job.headers.values())) + 256 * len(job.headers) > room and wire_size(job.headers) > room:
+            return MessageTooLarge(size + wire_size(job.headers), self._link.max_payload)
+        return None
+
+    async def _await_silence(self, batch: _Batch, heard: list[int]) -> None:
+        """Confirm what the server has read without saying that nobody takes it."""
+        try:
+            await self._link.sync()
+        except BrokerUnavailable:
+            return  # `detach` has settled them
+        await asyncio.sleep(0)  # what came before the round trip's end is being handed over
+        for index in heard:
+            self._settle(batch, index, None)
+
+    def _settle(self, batch: _Batch, index: int, error: PublishError | None) -> None:
+        if batch.resolve(index, error) and self._pending.pop(batch.first + index, None) is not None:
+            self._bytes -= len(batch.jobs[index].body)
+            self._room.set()
+
+    def _resolve(self, number: int, error: PublishError | None) -> None:
+        batch, index = self._pending[number]
+        self._settle(batch, index, error)
+
+    async def _answered(self, message: Msg) -> None:
+        number = int(message.subject[len(self._prefix) :])
+        data = message.data
+        if data.startswith(b"{") and b'"stream"' in data and b'"error"' not in data:
+            if number in self._pending:
+                self._resolve(number, None)
+            return
+        request = self._requests.pop(number, None)
+        nobody = not data and message.headers is not None and message.headers.get("Status") == "503"
+        if request is not None and not nobody:
+            self._on_answer(*request, message)
+        if number in self._pending:
+            self._resolve(number, self._verdict(number, data, nobody=nobody))
+
+    def _verdict(self, number: int, data: bytes, *, nobody: bool) -> PublishError | None:
+        batch, index = self._pending[number]
+        job = batch.jobs[index]
+        if job.mode is Mode.HEARD:
+            return NoResponders(f"nobody listens on {job.subject!r}") if nobody else None
+        if job.mode is Mode.PROCESSED and not nobody:
+            return None
+        if nobody:
+            return Unroutable(f"no stream takes the subject {job.subject!r}")
+        try:
+            error = json.loads(data)["error"]
+        except (ValueError, KeyError, TypeError):
+            return Unconfirmed(f"something that is not JetStream answered on {job.subject!r}")
+        return refused(error, job.subject, len(job.body), self._max_body())

@@ -1,0 +1,206 @@
+"""Consuming from core NATS: requests, answers, and topics that may lose messages.
+
+The server pushes such messages to whoever listens and keeps nothing. What a handler gives back is handed out again
+by this process; requests that are left over when it stops are passed on to another responder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from msgbus.adapter import (
+    CORRELATION_ID,
+    REPLY_TO,
+    DeadLetter,
+    Kind,
+    Nack,
+    Outcome,
+    Received,
+    Source,
+    Subscription,
+)
+from msgbus.errors import BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
+from msgbus_nats._answers import Answers, Tools
+from msgbus_nats._headers import decode_headers, encode_headers
+from msgbus_nats._names import in_partition
+
+__all__ = ["LiveSubscription"]
+
+_log = logging.getLogger("msgbus.nats")
+_QUEUE = "msgbus"
+"""The queue group of responders."""
+_MOST = 65_536
+"""Messages that wait at most. Core NATS cannot be told to stop; beyond this the newest are dropped, and it is said."""
+
+
+class LiveSubscription(Subscription):
+    """One consumer of a core NATS subject.
+
+    Args:
+        tools: The adapter's.
+        source: What is consumed.
+    """
+
+    def __init__(self, tools: Tools, source: Source) -> None:
+        self._tools = tools
+        self._link = tools.link
+        self._source = source
+        self._answers = Answers(tools, source)
+        kind, name = source.address.kind, source.address.name
+        self._queue = "" if kind is Kind.REPLY else _QUEUE if kind is Kind.REQUEST else source.group
+        if kind is Kind.REPLY:
+            self.address = f"{tools.link.inbox}.r.{tools.link.number()}"
+            self._subjects = [self.address]
+        else:
+            self._subjects = [tools.names.place(source.address).subject]
+            if kind is Kind.TOPIC:
+                self._subjects.append(f"{in_partition(tools.names.direct(source), 0).rpartition('.')[0]}.>")
+        self._channel = name if kind is not Kind.REPLY and not ("*" in name or "#" in name) else None
+        self._subscriptions: list[NatsSubscription] = []
+        self._buffer: deque[Received] = deque()
+        self._later: list[tuple[float, Received]] = []
+        self._live: set[Received] = set()
+        self._waiter: asyncio.Future[None] | None = None
+        self._dropped = 0
+        self._closed = False
+
+    async def attach(self, client: Client) -> None:
+        """Listen on a new connection."""
+        del client
+        self._subscriptions = [await self._link.subscribe(s, self._on_message, self._queue) for s in self._subjects]
+
+    def detach(self) -> None:
+        """The connection is gone; what was received stays."""
+        self._subscriptions = []
+        self._wake()
+
+    def tick(self) -> None:
+        """Hand out again what is due."""
+        now = self._tools.clock.monotonic()
+        if self._later and self._later[0][0] <= now:
+            while self._later and self._later[0][0] <= now:
+                self._buffer.append(self._later.pop(0)[1])
+            self._wake()
+        if self._dropped:
+            _log.error(
+                "%s: %d messages came faster than they are consumed and were dropped", self._source, self._dropped
+            )
+            self._dropped = 0
+
+    async def _on_message(self, message: Msg) -> None:
+        headers = decode_headers(message.headers)
+        if message.reply and self._source.address.kind is Kind.REQUEST:
+            headers.setdefault(REPLY_TO, message.reply)  # a plain client's request
+        channel = self._channel if self._channel is not None else self._tools.names.channel(message.subject)
+        self.push(Received(message.data, headers, 1, channel, raw=message))
+
+    def answer(self, request_id: str, message: Msg) -> None:
+        """Take the answer of a plain client to one of our requests."""
+        headers = {CORRELATION_ID: request_id, **decode_headers(message.headers)}
+        self.push(Received(message.data, headers, 1, raw=message))
+
+    def push(self, received: Received) -> None:
+        """Buffer a message."""
+        if len(self._buffer) >= _MOST:
+            self._dropped += 1
+            return
+        received.time = self._tools.clock.now()
+        self._buffer.append(received)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Received]:
+        """See `Subscription.receive`."""
+        if not self._buffer:
+            await self._wait(wait)
+        taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+        self._live.update(taken)
+        return taken
+
+    async def _wait(self, wait: float) -> None:
+        self._check()
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(wait):
+                await self._waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiter = None
+        if not self._buffer:
+            self._check()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the subscription to {self._source} is closed")
+        self._link.use()
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
+        """See `Subscription.settle`."""
+        results: list[SettleError | None] = [None] * len(outcomes)
+        for index, outcome in enumerate(outcomes):
+            received = outcome.received
+            if received not in self._live:
+                results[index] = LeaseLost(f"the message of {self._source} was settled before")
+                continue
+            if isinstance(outcome, DeadLetter):
+                results[index] = await self._bury(outcome)
+            if results[index] is None:
+                self._live.discard(received)
+                if isinstance(outcome, Nack):
+                    self._return(outcome)
+        return results
+
+    def _return(self, nack: Nack) -> None:
+        if nack.counted:
+            nack.received.deliveries += 1
+        if not nack.delay:
+            self._buffer.append(nack.received)
+            self._wake()
+            return
+        self._later.append((self._tools.clock.monotonic() + nack.delay, nack.received))
+        self._later.sort(key=lambda due: due[0])
+
+    async def _bury(self, grave: DeadLetter) -> SettleError | None:
+        try:
+            await self._tools.provisioner.ensure_dead()
+        except MsgbusError as exc:
+            return SettleError(f"the dead letter was not stored: {exc}")
+        (error,) = await self._answers.bury([grave])
+        return error
+
+    async def aclose(self) -> None:
+        """See `Subscription.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._link.leave(self)
+        self._wake()
+        try:
+            for subscription in self._subscriptions:
+                await self._link.drain(subscription)
+            await self._pass_on()
+        except (BrokerUnavailable, errors.Error) as exc:
+            _log.info("%s: messages in hand were lost with the connection: %s", self._source, exc)
+        self._buffer.clear()
+        self._later.clear()
+
+    async def _pass_on(self) -> None:
+        """Give unserved requests to another responder. Topics have no such place: other groups would get them, too."""
+        if self._source.address.kind is not Kind.REQUEST:
+            return
+        client = self._link.use()
+        for received in [*self._live, *(r for _, r in self._later), *self._buffer]:
+            reply = received.raw.reply if received.raw is not None else ""
+            await client.publish(self._subjects[0], received.body, reply, encode_headers(received.headers) or None)

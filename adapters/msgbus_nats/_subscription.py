@@ -1,0 +1,405 @@
+"""Consuming a stream through its durable consumer.
+
+A message is leased for the consumer's ``ack_wait``. The server takes any acknowledgement of a message that is
+pending, even one from a consumer that lost it long ago; so a lease is watched here, from the last moment at which the
+message certainly had not arrived, and what comes too late is refused before it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from msgbus.adapter import DeadLetter, Outcome, Received, Source, SubscribeOptions, Subscription
+from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
+from msgbus_nats._answers import ACK, NAK, PROGRESS, Answers, NotWritten, Tools, answer_to
+from msgbus_nats._errors import translate
+from msgbus_nats._headers import decode_headers
+from msgbus_nats._names import Work
+from msgbus_nats._pull import Pull
+
+__all__ = ["Receipt", "StreamSubscription"]
+
+_log = logging.getLogger("msgbus.nats")
+
+_PATIENCE = 2
+"""Leases for which messages wait to be asked for. Shorter would send them around while handlers are merely slow."""
+_CHECK_FLOOR = 120
+"""Ticks between two looks at how far the consumer is: where a deleted one is made to go on from."""
+
+
+class Receipt:
+    """One delivery of a message."""
+
+    __slots__ = ("answered", "deadline", "due", "handed", "key", "pull", "reply", "seq", "time")
+
+    def __init__(self, seq: int, reply: str, deadline: float, pull: Pull, time: str) -> None:
+        self.seq = seq
+        self.reply = reply
+        self.deadline = deadline
+        self.pull = pull
+        self.time = time
+        self.handed = False
+        self.answered = False
+        self.key: str | None = None
+        self.due = 0.0
+
+
+class StreamSubscription(Subscription):
+    """One consumer of a queue, a topic's group, or dead letters.
+
+    Args:
+        tools: The adapter's.
+        source: What is consumed.
+        options: How.
+        works: The durable consumers that serve it.
+    """
+
+    def __init__(self, tools: Tools, source: Source, options: SubscribeOptions, works: Sequence[Work]) -> None:
+        self._tools = tools
+        self._link = tools.link
+        self._monotonic = tools.clock.monotonic
+        self._source = source
+        self._answers = Answers(tools, source)
+        self._options = options
+        self._lease = options.lease
+        self._pulls = [Pull(tools.link, work, self, tools.clock.monotonic, pinned=work.parted) for work in works]
+        address = source.address
+        one_channel = not source.dead and not ("*" in address.name or "#" in address.name)
+        self._channel = address.name if one_channel else None
+        self._held: dict[int, Receipt] = {}
+        self._buffer: deque[Received] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._trouble: str = ""
+        self._mending: set[Pull] = set()
+        self._started = False
+        self._asked = 0.0
+        self._closed = False
+        self._ticks = 0
+
+    # -- on the connection --------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Fit the consumers and join the connection."""
+        for pull in self._pulls:
+            self._lease = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
+        await self._link.join(self)
+
+    async def attach(self, client: Client) -> None:
+        """Pull over a new connection."""
+        del client
+        self._trouble = ""
+        if self._started:
+            for pull in self._pulls:
+                await pull.start()
+
+    def detach(self) -> None:
+        """The connection is gone. Leases go on, and can be settled over the next one."""
+        for pull in self._pulls:
+            pull.stop()
+        self._wake()
+
+    def tick(self) -> None:
+        """Look after pulls, and renew the leases of messages nobody has taken yet."""
+        for pull in self._pulls:
+            if pull not in self._mending:
+                pull.tick()
+        now = self._monotonic()
+        for receipt in [r for r in self._held.values() if r.deadline < now]:
+            self._lapsed(receipt)
+        if self._started and self._waiter is None and now - self._asked > _PATIENCE * self._lease:
+            self._started = False
+            self._link.spawn(self._rest())
+        waiting = [r for r in self._held.values() if not r.handed and r.deadline < now + self._lease / 2]
+        if waiting:
+            self._link.spawn(self._renew_waiting(waiting))
+        self._ticks += 1
+        if self._ticks % _CHECK_FLOOR == 0:
+            self._link.spawn(self._look())
+
+    async def _look(self) -> None:
+        try:
+            for pull in self._pulls:
+                await self._tools.provisioner.info(pull.work)
+        except BrokerError as exc:
+            _log.debug("cannot look at %s: %s", self._source, exc)
+
+    @property
+    def _share(self) -> int:
+        """The most unsettled messages per partition (for consumers that have several)."""
+        return max(1, self._options.prefetch // len(self._pulls))
+
+    # -- from the pulls -----------------------------------------------------------------------------------------
+
+    def room(self, pull: Pull) -> int:
+        """Return for how many more messages to ask."""
+        if not self._started or self._closed:
+            return 0
+        outstanding = pull.outstanding
+        free = self._options.prefetch - len(self._held) - outstanding
+        worthwhile = 1 if not outstanding and not self._buffer else max(1, self._options.prefetch // 4)
+        return free if free >= worthwhile else 0
+
+    def accept(self, pull: Pull, message: Msg) -> None:
+        """Take in a message."""
+        words = message.reply.split(".")
+        at = 4 if len(words) < 11 else 6
+        seq = int(words[at + 1])
+        receipt = Receipt(seq, message.reply, self._new_deadline(), pull, words[at + 3])
+        headers = decode_headers(message.headers)
+        received = Received(
+            message.data,
+            headers,
+            int(words[at]),
+            self._channel or self._tools.names.channel(message.subject),
+            None,
+            int(words[at + 3]) / 1e9,
+            seq,
+            receipt,
+            message,
+        )
+        older = self._held.get(seq)
+        if older is not None:
+            self._forget(older)  # its lease ended
+        self._held[seq] = receipt
+        self._arrived(receipt, received)
+
+    def _arrived(self, receipt: Receipt, received: Received) -> None:
+        del receipt
+        self._buffer.append(received)
+        self._wake()
+
+    def unpinned(self, pull: Pull) -> None:
+        """Nothing to do: only consumers with partitions are pinned."""
+
+    def gone(self, pull: Pull, why: str) -> None:
+        """Look what became of the consumer, and mend it."""
+        if pull not in self._mending and not self._closed:
+            self._mending.add(pull)
+            self._link.spawn(self._mend(pull, why))
+
+    async def _mend(self, pull: Pull, why: str) -> None:
+        _log.info("%s: %s; looking after consumer %s", self._source, why, pull.work.name)
+        try:
+            wait = 0.1
+            while not self._closed and self._link.client is not None:
+                try:
+                    await self._tools.provisioner.ensure(self._source, pull.work)
+                    self._lease = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
+                    await pull.start()
+                except (MsgbusError, errors.Error) as exc:
+                    if not self._trouble:
+                        _log.warning("%s: consumer %s cannot be mended yet: %s", self._source, pull.work.name, exc)
+                    self._trouble = str(exc)
+                    self._wake()
+                    await self._tools.clock.sleep(wait)
+                    wait = min(2 * wait, 5.0)
+                else:
+                    self._trouble = ""
+                    return
+        finally:
+            self._mending.discard(pull)
+
+    def _new_deadline(self) -> float:
+        # The message came after the last tick, unless the process stood still: then the tick is old, and so is the
+        # lease. The server began to count a little earlier than that, hence the margin.
+        return self._link.ticked + self._lease - min(0.5, self._lease / 10)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _forget(self, receipt: Receipt) -> None:
+        if self._held.get(receipt.seq) is receipt:
+            del self._held[receipt.seq]
+            if not receipt.handed:
+                self._buffer = deque(r for r in self._buffer if r.receipt is not receipt)
+
+    def _lapsed(self, receipt: Receipt) -> None:
+        """Forget a message whose lease has ended."""
+        self._forget(receipt)
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Received]:
+        """See `Subscription.receive`."""
+        self._asked = self._monotonic()
+        if not self._started:
+            self._started = True
+            if self._link.client is not None:
+                await self._begin()
+        if not self._buffer:
+            await self._wait(wait)
+        taken: list[Received] = []
+        now = self._monotonic()
+        while self._buffer and len(taken) < limit:
+            received = self._buffer.popleft()
+            receipt = received.receipt
+            if receipt.deadline < now:  # it stood too long: somebody else gets it
+                self._lapsed(receipt)
+                continue
+            receipt.handed = True
+            taken.append(received)
+        return taken
+
+    async def _wait(self, wait: float) -> None:
+        self._check()
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(wait):
+                await self._waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiter = None
+        if not self._buffer:
+            self._check()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the subscription to {self._source} is closed")
+        self._link.use()
+        if self._trouble:
+            raise BrokerUnavailable(f"{self._source}: {self._trouble}")
+
+    # -- settling -----------------------------------------------------------------------------------------------
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
+        """See `Subscription.settle`."""
+        results: list[SettleError | None] = [None] * len(outcomes)
+        answers: list[tuple[int, Receipt, bytes]] = []
+        graves: list[tuple[int, DeadLetter]] = []
+        for index, outcome in enumerate(outcomes):
+            receipt = outcome.received.receipt
+            if self._is_lost(receipt):
+                self._lapsed(receipt)
+                results[index] = LeaseLost(f"the lease of message {receipt.seq} of {self._source} has ended")
+            elif type(outcome) is DeadLetter:
+                graves.append((index, outcome))
+            else:
+                answers.append((index, receipt, answer_to(outcome)))
+        if graves:
+            for (index, outcome), error in zip(graves, await self._answers.bury([g for _, g in graves]), strict=True):
+                results[index] = error
+                if error is None:
+                    answers.append((index, outcome.received.receipt, ACK))
+        if answers:
+            await self._send_answers(answers, results)
+            await self._refill()
+        return results
+
+    async def _refill(self) -> None:
+        for pull in self._pulls:
+            await pull.refill()
+
+    def _is_lost(self, receipt: Receipt) -> bool:
+        return self._held.get(receipt.seq) is not receipt or receipt.deadline < self._monotonic()
+
+    async def _send_answers(self, answers: list[tuple[int, Receipt, bytes]], results: list[SettleError | None]) -> None:
+        for _, receipt, _ in answers:
+            receipt.answered = True
+        failed = await self._answers.send([(receipt.reply, payload) for _, receipt, payload in answers])
+        for (index, receipt, payload), error in zip(answers, failed, strict=True):
+            if error is None:
+                self._forget(receipt)
+            elif payload.startswith(NAK) and not isinstance(error, NotWritten):
+                self._forget(receipt)  # it comes again anyway, now or when its lease ends
+            else:
+                receipt.answered = False
+                results[index] = error
+
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:
+        """See `Subscription.extend`. The server renews by the consumer's ``ack_wait``, whatever *seconds* says."""
+        del seconds
+        receipts: list[Receipt] = [r.receipt for r in received]
+        results: list[SettleError | None] = [
+            LeaseLost(f"the lease of message {r.seq} of {self._source} has ended") if self._is_lost(r) else None
+            for r in receipts
+        ]
+        await self._renew([r for r, error in zip(receipts, results, strict=True) if error is None])
+        return results
+
+    async def _renew(self, receipts: list[Receipt]) -> None:
+        if not receipts:
+            return
+        deadline = self._monotonic() + self._lease - min(0.5, self._lease / 10)
+        try:
+            client = self._link.use()
+            for receipt in receipts:
+                await client.publish(receipt.reply, PROGRESS)
+        except errors.Error as exc:
+            raise translate(exc, "renewing leases") from exc
+        await self._link.sync()
+        for receipt in receipts:
+            receipt.deadline = max(deadline, receipt.deadline)
+
+    async def _rest(self) -> None:
+        """Give back what nobody asks for: others may want it."""
+        try:
+            for pull in self._pulls:
+                await pull.aclose()
+        except (BrokerError, errors.Error) as exc:
+            _log.debug("%s: cannot stop asking: %s", self._source, exc)
+        waiting = sorted((r for r in self._held.values() if not r.handed), key=lambda r: r.seq)
+        for receipt in waiting:
+            self._forget(receipt)
+        await self._try_to_give_back(waiting)
+
+    async def _begin(self) -> None:
+        """Ask for messages, for the first time or after a rest."""
+        try:
+            for pull in self._pulls:
+                await pull.start()
+        except errors.Error as exc:
+            raise translate(exc, f"subscribing to {self._source}") from exc
+
+    async def _try_to_give_back(self, receipts: list[Receipt]) -> None:
+        try:
+            await self._give_back(receipts)
+        except (BrokerError, errors.Error) as exc:
+            _log.info("%s: messages given back come again when their lease ends: %s", self._source, exc)
+
+    async def _renew_waiting(self, receipts: list[Receipt]) -> None:
+        try:
+            await self._renew(receipts)
+        except BrokerUnavailable as exc:
+            _log.debug("%s: leases of waiting messages could not be renewed: %s", self._source, exc)
+
+    # -- end ----------------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """See `Subscription.aclose`."""
+        if self._closed:
+            return
+        self._closed = True
+        self._link.leave(self)
+        self._wake()
+        try:
+            for pull in self._pulls:
+                await pull.aclose()
+            now = self._monotonic()
+            mine = sorted((r for r in self._held.values() if r.deadline >= now), key=lambda r: r.seq)
+            await self._give_back(mine)
+        except (BrokerError, errors.Error) as exc:
+            _log.info("%s: unsettled messages come again when their lease ends: %s", self._source, exc)
+        finally:
+            self._held.clear()
+            self._buffer.clear()
+
+    async def _give_back(self, receipts: list[Receipt]) -> None:
+        if receipts:
+            client = self._link.use()
+            for receipt in receipts:
+                await client.publish(receipt.reply, NAK)
+            await self._link.sync()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._source}, {len(self._held)} held>"
