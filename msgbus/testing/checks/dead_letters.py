@@ -324,3 +324,26 @@ async def an_unknown_type_is_dead_lettered_or_ignored(t: Case) -> None:
 
     assert dead.report.reason == "unknown-type"
     assert seen == []
+
+
+@check("E13", needs="groups patterns")
+async def a_replay_keeps_its_channel(t: Case) -> None:
+    """A message that died in a pattern's group is replayed there, still with the name of the topic it came from."""
+    seen: list[str] = []
+    bus = t.bus()
+
+    @bus.on(Topic("orders.*", str), group="all", retry=ONCE)
+    async def handle(_: str, delivery: Delivery[str]) -> None:
+        seen.append(delivery.channel)
+        if len(seen) == 1:
+            raise Reject("not now")
+
+    async with bus:
+        await bus.start()
+        await bus.publish(Topic("orders.placed", str), "x")
+        box = await bus.dead_letters(Topic("orders.*", str), group="all")
+        await wait_dead(t, box, 1)
+        assert await box.replay() == 1
+        await t.eventually(lambda: len(seen) == 2)
+
+    assert seen == ["orders.placed", "orders.placed"]

@@ -96,3 +96,9 @@ async def requests_are_refused(t: Case) -> None:
     answering = t.bus()
     answering.on(channel)(_echo)
     await refused(t, "requests", answering.__aenter__())
+
+
+@check("M38", needs="!remove")
+async def removing_is_refused(t: Case) -> None:
+    """Without ``remove`` removing a source is refused by name."""
+    await refused(t, "remove", t.adapter.remove(await t.queue()))

@@ -218,3 +218,25 @@ async def consuming_the_undeclared_is_an_error(t: Case) -> None:
     error = await t.raises(MsgbusError, t.adapter.stats(missing))
 
     assert isinstance(error, TopologyError), f"expected TopologyError, got {error!r}"
+
+
+@check("M14", needs="groups remove")
+async def a_removed_group_is_gone(t: Case) -> None:
+    """Removing a group takes its messages and dead letters with it and disturbs no other; it can be declared anew."""
+    removed, kept = await t.topic("removed", "kept")
+    await t.send(removed.address, *numbered(3))
+    tap = await t.tap(removed)
+    await tap.bury(*await tap.take(1))
+    await tap.aclose()
+    for _ in range(2):
+        await t.adapter.remove(removed)
+    await t.raises(TopologyError, t.adapter.stats(removed))
+    await t.send(kept.address, b"3")
+    await t.adapter.declare(Topology((removed.address,), (removed,)))
+    await t.send(kept.address, b"4")
+
+    tap = await t.tap(kept)
+    complete(await tap.drain(5), numbered(5))
+    tap, dead = await t.tap(removed), await t.tap(removed.dead_letters)
+    assert bodies(await tap.drain(1)) == [b"4"]
+    await dead.expect_nothing()

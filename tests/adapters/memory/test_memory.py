@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from msgbus.adapter import AdapterConfig, Address, BusURL, Kind, Outgoing, Source, SubscribeOptions, Topology
+from msgbus.adapter import Ack, AdapterConfig, Address, BusURL, Kind, Outgoing, Source, SubscribeOptions, Topology
 from msgbus.errors import ClosedError, ConfigError, UnsupportedFeature
 from msgbus.testing import VirtualClock
 from msgbus_memory import MemoryAdapter
@@ -73,6 +73,7 @@ def test_the_clock_alone_ends_a_wait():
         early = waiting.done()
         await clock.advance(0.1)
         got = await waiting
+        await tap.settle([Ack(received) for received in got])
         idle = asyncio.create_task(tap.receive(1, 60))
         await clock.advance(59.9)
         idle_early = idle.done()
