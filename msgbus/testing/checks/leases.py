@@ -134,7 +134,7 @@ async def extending_what_is_lost_says_so(t: Case) -> None:
 async def a_long_handler_keeps_its_message(t: Case) -> None:
     """A handler that runs for three leases is called once: its lease is renewed by heartbeat."""
     seen: list[int] = []
-    buses = [t.bus(), t.bus()]
+    buses = [t.bus(lease=t.lease), t.bus(lease=t.lease)]
     for bus in buses:
 
         @bus.on(WORK)
@@ -159,7 +159,7 @@ async def a_long_handler_keeps_its_message(t: Case) -> None:
 async def what_waits_in_the_buffer_is_renewed_too(t: Case) -> None:
     """Messages that wait in a consumer for a free handler keep their lease, and are each handled once."""
     seen: list[str] = []
-    busy, idle = t.bus(), t.bus()
+    busy, idle = t.bus(lease=t.lease), t.bus(lease=t.lease)
 
     async def handle(payload: str) -> None:
         seen.append(payload)
@@ -185,7 +185,7 @@ async def who_loses_a_lease_is_told(t: Case) -> None:
     clock = GatedClock()
     told = asyncio.Event()
     seen: list[str] = []
-    stopped, other = t.bus(clock=clock), t.bus()
+    stopped, other = t.bus(clock=clock, lease=t.lease), t.bus(lease=t.lease)
 
     @stopped.on(WORK)
     async def hang(_: str) -> None:
@@ -217,6 +217,59 @@ async def who_loses_a_lease_is_told(t: Case) -> None:
     assert seen == ["stopped", "other"]
     assert not stats.ready
     assert not stats.in_flight
+
+
+@check("G11", needs="lease=renewable", timeout=90)
+async def what_is_lost_holds_up_nobody(t: Case) -> None:
+    """A consumer that lost running and waiting messages forgets them, and goes on with the next ones."""
+    await _lose_and_go_on(t, WORK)
+
+
+@check("G12", needs="lease=renewable order=key", timeout=90)
+async def what_is_lost_holds_up_no_key(t: Case) -> None:
+    """The same with keys: the keys of lost messages go on, in order, where they are now and later here again."""
+    await _lose_and_go_on(t, Queue("keyed", str, key=lambda payload: payload.partition(":")[0]))
+
+
+async def _lose_and_go_on(t: Case, queue: Queue[str]) -> None:
+    clock = GatedClock()
+    began = asyncio.Event()
+    here: list[str] = []
+    there: list[str] = []
+    stopped, other = t.bus(clock=clock, lease=t.lease), t.bus()
+
+    @stopped.on(queue, concurrency=1, prefetch=10)
+    async def hang_once(payload: str) -> None:
+        if not began.is_set():
+            began.set()
+            await asyncio.sleep(1000)
+        here.append(payload)
+
+    @other.on(queue)
+    async def handle(payload: str) -> None:
+        there.append(payload)
+
+    first = [f"{key}:{number}" for number in range(3) for key in "ab"]
+    later = [f"{key}:{number}" for number in range(3, 9) for key in "abc"]
+    async with stopped:
+        await stopped.send_many(queue, first)
+        await stopped.start()
+        await began.wait()
+        await t.pause(1)
+        clock.gate.clear()
+        await asyncio.sleep(1.3 * t.lease)
+        async with other:
+            await other.start()
+            await t.eventually(lambda: set(there) >= set(first), within=30)
+            clock.gate.set()
+            await asyncio.sleep(t.lease)
+        await stopped.send_many(queue, later)
+        await t.eventually(lambda: set(here) | set(there) >= {*first, *later}, within=30)
+
+    t.count_handled(here + there, first + later)
+    if queue.keyed:
+        for key in "abc":
+            assert [p for p in here if p in later and p[0] == key] == [p for p in later if p[0] == key]
 
 
 @check("G10", needs="lease")

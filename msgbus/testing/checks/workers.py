@@ -65,7 +65,7 @@ async def what_kills_its_workers_is_dead_lettered(t: Case) -> None:
 async def a_stopped_worker_loses_its_message(t: Case) -> None:
     """A worker stopped (SIGSTOP) longer than its lease loses its message; resumed, it is told and disturbs nobody."""
     seen: list[str] = []
-    other = t.bus()
+    other = t.bus(lease=t.lease)
 
     @other.on(WORK)
     async def handle(payload: str) -> None:
