@@ -45,6 +45,14 @@ class Lanes:
         del self._lanes[key]
         return None
 
+    def leave(self, key: str, received: Received) -> bool:
+        """Take a message out that waits in its lane; False if it does not wait there."""
+        lane = self._lanes.get(key)
+        if lane is None or received not in lane.waiting:
+            return False
+        lane.waiting.remove(received)
+        return True
+
     def close(self, key: str) -> list[Received]:
         """Begin to give the running message of *key* back; return the others that go back behind it."""
         lane = self._lanes[key]

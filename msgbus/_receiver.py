@@ -22,7 +22,7 @@ from msgbus._time import Clock
 from msgbus._watchdog import Interruption, renew_leases, watch_timeouts
 from msgbus._worker import BatchWorker, Handles, Worker
 from msgbus.adapter import Ack, Capabilities, DeadLetter, Nack, Outcome, Received, Source, Subscription
-from msgbus.errors import BrokerError, BrokerUnavailable, LeaseLost, SettleError
+from msgbus.errors import BrokerError, BrokerUnavailable, SettleError
 
 __all__ = ["Receiver"]
 
@@ -77,6 +77,7 @@ class Receiver:
         self._tasks: list[asyncio.Task[None]] = []
         self._burying: set[Received] = set()
         self._closed_early: set[Received] = set()
+        self._left: set[Received] = set()
         self._handled: OrderedDict[str, None] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
         self._draining: asyncio.Timeout | None = None
@@ -298,7 +299,9 @@ class Receiver:
             self._room.set()
 
     def _settled_in_lane(self, lanes: Lanes, key: str, received: Received) -> None:
-        if received in self._burying:
+        if received in self._left:
+            self._left.discard(received)  # it was out of its lane before
+        elif received in self._burying:
             self._burying.discard(received)
             self._next_in_lane(lanes, key)
         elif lanes.is_closing(key):
@@ -325,9 +328,13 @@ class Receiver:
                 _log.warning("%s: a message's lease was lost while it was handled", self.source)
                 worker.interrupt(Interruption.LEASE_LOST)
                 return
+        back = Nack(received, counted=False)  # the adapter forgets it; the new owner is not disturbed
         if received in self._ready:
             self._ready.remove(received)
-            self._settled(Nack(received), LeaseLost("the lease ended while the message waited"))
+            self.conclude(received, back)
+        elif self._lanes is not None and (key := _key(received)) is not None and self._lanes.leave(key, received):
+            self._left.add(received)
+            self._settler.add(back)
 
 
 def _key(received: Received) -> str | None:
