@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ __all__ = [
     "say",
 ]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PIPED_WIDTH = 1_000_000
 """Columns of a pipe: what reads it does its own wrapping."""
 
@@ -49,7 +51,12 @@ def say(text: str | Text) -> None:
 
 def print_json(data: Any) -> None:
     """Print one line of JSON."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+    line = json.dumps(data, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair in somebody's JSON, or a terminal without Unicode
+        line = json.dumps(data)
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
@@ -75,7 +82,7 @@ def print_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(_one_line(cell)) for cell in row))
+        table.add_row(*(Text(_visible(_one_line(cell))) for cell in row))
     with out.capture() as captured:
         out.print(table)
     # Columns are padded to their width: a pipe wants no spaces at the ends of lines.
@@ -84,6 +91,11 @@ def print_table(
 
 def _one_line(cell: str) -> str:
     return " ".join(cell.split())
+
+
+def _visible(text: str) -> str:
+    """Show control characters instead of obeying them: a message must not take over the terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def message_data(message: Message, channel: str) -> dict[str, Any]:
@@ -115,9 +127,13 @@ def body_value(body: bytes, content_type: str = "") -> tuple[Any, str]:
     if content_type and "json" not in content_type:
         return text, "text"
     try:
-        return json.loads(text), "json"
+        return json.loads(text, parse_constant=_refuse_constant), "json"
     except ValueError:
         return text, "text"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def print_value(value: Any, encoding: str) -> None:
@@ -126,7 +142,8 @@ def print_value(value: Any, encoding: str) -> None:
     if encoding == "json":
         out.print(JSON.from_data(value, indent=2, ensure_ascii=False))
     else:
-        out.print(Text(value if encoding == "text" else f"{len(value) // 2} bytes that are not text: {value:.40}…"))
+        text = _visible(value) if encoding == "text" else f"{len(value) // 2} bytes that are not text: {value:.40}…"
+        out.print(Text(text))
 
 
 def print_message(message: Message, channel: str, report: Report | None = None) -> None:
@@ -134,20 +151,21 @@ def print_message(message: Message, channel: str, report: Report | None = None) 
     data = message_data(message, channel)
     body, encoding, headers = data.pop("body"), data.pop("body_encoding"), data.pop("headers")
     out = console()
-    out.print(Text(f"{data.pop('id') or '(no id)'}", style="bold"), Text(f"on {data.pop('channel')}", style="dim"))
+    name = _visible(data.pop("id")) or "(no id)"
+    out.print(Text(name, style="bold"), Text(f"on {data.pop('channel')}", style="dim"))
     facts = data | {f"header {name}": value for name, value in headers.items()}
     if report is not None:
         facts |= _report_facts(report)
     for name, value in facts.items():
         if value:
-            out.print(Text.assemble((f"  {name.replace('_', ' ')}: ", "cyan"), _one_line(str(value))))
+            out.print(Text.assemble((f"  {name.replace('_', ' ')}: ", "cyan"), _visible(_one_line(str(value)))))
     if out.is_terminal or encoding == "hex":
         print_value(body, encoding)
     else:
         sys.stdout.write(message.body.decode().rstrip("\n") + "\n")
         sys.stdout.flush()
     if report is not None and report.traceback:
-        out.print(Text(report.traceback.rstrip(), style="dim"))
+        out.print(Text(_visible(report.traceback.rstrip()), style="dim"))
 
 
 def _report_facts(report: Report) -> dict[str, Any]:

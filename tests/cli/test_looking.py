@@ -111,6 +111,28 @@ def test_tail_says_that_its_group_stays_where_it_cannot_be_removed(cli, start, p
     assert f"warning: the group {group!r} stays at the broker" in tail.lines[-1]
 
 
+def test_a_message_does_not_take_over_the_terminal(cli, terminal):
+    cli("send", "orders", "-", "--text", "--id", "m1", input="\x1b[2Jgone\x07\nsecond line")
+    code, said = terminal("tail", "orders", "--limit", "1").end()
+
+    assert code == 0
+    assert "\\x1b[2Jgone\\x07\r\nsecond line" in said
+    assert "\x1b[2J" not in said
+
+
+@pytest.mark.parametrize(("body", "shown"), [(r'"\ud800"', "\ud800"), ('"ünï"', "ünï"), ("[NaN]", "[NaN]")])
+def test_json_is_json_whatever_the_message(cli, body, shown):
+    cli("send", "orders", body, "--text")
+    cli("send", "orders", body)
+    done = cli("tail", "orders", "--limit", "1", "--json")
+
+    assert done.exit_code == 0
+    assert json.loads(done.stdout, parse_constant=pytest.fail)["body_encoding"] == "text"
+    if shown != body:
+        last = cli("tail", "orders", "--limit", "2", "--json").stdout.splitlines()[-1]
+        assert json.loads(last)["body"] == shown
+
+
 def test_status_tells_what_waits_where(cli):
     cli("send", "orders", "-", "--many", input="1\n2\n")
     cli("send", "orders", "3", "--delay", "60")
