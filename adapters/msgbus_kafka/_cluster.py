@@ -79,14 +79,15 @@ class Cluster:
     async def open(self) -> None:
         """Connect; raises `BrokerUnavailable` or `AccessDenied`."""
         client = AIOKafkaClient(**self._connection, request_timeout_ms=int(_REQUEST_TIMEOUT * 1000))
+        self._client = client
         try:
             await client.bootstrap()
+            await self.ping()  # bootstrapping keeps no connection
         except BaseException as exc:
-            await client.close()
+            await self.aclose()
             if isinstance(exc, kafka.KafkaError):
                 raise broker_error(await self._why(exc), "connecting") from exc
             raise
-        self._client = client
 
     async def _why(self, error: Exception) -> Exception:
         """Return what really went wrong: bootstrapping only says that no server would do."""
