@@ -12,6 +12,8 @@ from tests.docs.snippets import RUN, SHOWN, PageRun, blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+TESTED_ELSEWHERE = {"docs/reference/cli.md": "tests/cli runs every command"}
+"""Pages whose blocks are shown only, and why."""
 NOT_RUN = {
     "README.md": 2,
     "docs/development/brokers.md": 4,
@@ -38,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", [page for page in PAGES if _name(page) not in TESTED_ELSEWHERE], ids=_name)
 def test_the_blocks_of_a_page_run(page: Path, folder: Path) -> None:
     """All Python and shell blocks of the page do what the page says."""
     blocks = blocks_of(page)
