@@ -90,7 +90,7 @@ def check(id: str, *, needs: str = "", duplicates: int = 0, timeout: float = 60.
 
     def mark(function: F) -> F:
         name = function.__name__.replace("_", "-")
-        clause = (function.__doc__ or "").strip()
+        clause = " ".join((function.__doc__ or "").split())
         function.__check__ = Check(id, name, clause, tuple(needs.split()), duplicates, timeout, function)  # type: ignore[attr-defined]
         return function
 

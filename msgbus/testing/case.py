@@ -153,7 +153,8 @@ class Case:
 
     def worker(self, behaviour: str, *, attempts: int = 5, concurrency: int = 1) -> WorkerProcess:
         """Start a process that consumes the queue ``work`` (see `msgbus.testing.worker`)."""
-        orders = {"bus": self._bus_options(), "behaviour": behaviour, "attempts": attempts, "concurrency": concurrency}
+        bus = {**self._bus_options(), "lease": self.lease}
+        orders = {"bus": bus, "behaviour": behaviour, "attempts": attempts, "concurrency": concurrency}
         worker = WorkerProcess(
             [sys.executable, "-m", "msgbus.testing.worker"], env={"MSGBUS_TEST_WORKER": json.dumps(orders)}
         )
