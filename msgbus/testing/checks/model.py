@@ -18,7 +18,7 @@ async def _drive(t: Case, sources: Sequence[Source]) -> None:
     from msgbus.testing.machine import drive  # noqa: PLC0415 - only these checks need Hypothesis
 
     # A thread of its own: the machine runs an event loop per example.
-    await asyncio.to_thread(drive, t.harness.url, sources, examples=t.many(20))
+    await asyncio.to_thread(drive, t.harness.url, sources, examples=t.many(15))
 
 
 @check("N1", needs="hook:virtual", timeout=300)
