@@ -86,7 +86,8 @@ async def find(session: Session, name: str, group: str | None, *, topics: bool =
     if group is not None:
         candidates = _topics(name)
     else:
-        candidates = [*_queues(name), RequestReply(name, bytes, bytes), *(_topics(name) if topics else ())]
+        # Requests last: a broker that keeps none (NATS) knows no name that is wrong.
+        candidates = [*_queues(name), *(_topics(name) if topics else ()), RequestReply(name, bytes, bytes)]
     try:
         return await agree(session, candidates, group)
     except TopologyError as exc:

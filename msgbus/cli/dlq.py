@@ -129,9 +129,11 @@ async def _opened_box(
 ) -> AsyncIterator[tuple[DeadLetterBox, int | None]]:
     """Give the box, and how many dead letters it has where the broker can tell."""
     name, group = split_label(label, group)
-    bus = Bus(url, topology=Provision.VERIFY)
-    async with opened(bus) as session:
+    async with opened(Bus(url, topology=Provision.VERIFY)) as session:
         channel = await find(session, name, group)
+    # What exists is known; reading its dead letters may take a consumer of their own, which some brokers make then.
+    bus = Bus(url)
+    async with bus:
         yield await bus.dead_letters(channel, group=group), (await bus.stats(channel, group=group)).dead
 
 
