@@ -190,10 +190,7 @@ class KafkaAdapter(Adapter):
         self._topics.pop((source.address.kind, source.address.name), None)
 
     async def _exists(self, topic: str) -> bool:
-        try:
-            return topic in await self._cluster.topics([topic])
-        except BrokerUnavailable:
-            return True  # not known to be missing: the producer waits for the broker
+        return topic in await self._cluster.topics([topic])
 
     async def _largest(self, topic: str) -> int:
         try:

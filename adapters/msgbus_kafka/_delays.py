@@ -11,6 +11,7 @@ from msgbus.adapter import AdapterConfig, Address, Kind, Source, SubscribeOption
 from msgbus.errors import BrokerError, PublishError, Unroutable
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._consumer import Membership
+from msgbus_kafka._errors import NotNow
 from msgbus_kafka._forwarder import FORWARDING, Forwarder
 from msgbus_kafka._names import delay_of
 from msgbus_kafka._options import Options
@@ -123,11 +124,5 @@ class Delays:
             self._forwarders.clear()
 
 
-class _NotNow(Unroutable):
-    """The broker could not be asked whether a delay is possible."""
-
-    retryable = True
-
-
 def _not_now(exc: BrokerError) -> PublishError:
-    return _NotNow(str(exc)) if exc.retryable else Unroutable(str(exc))
+    return NotNow(str(exc)) if exc.retryable else Unroutable(str(exc))

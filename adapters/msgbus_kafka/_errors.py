@@ -16,7 +16,7 @@ from msgbus.errors import (
     Unroutable,
 )
 
-__all__ = ["Unconfirmed", "broker_error", "ends_producer", "publish_error"]
+__all__ = ["NotNow", "Unconfirmed", "broker_error", "ends_producer", "publish_error"]
 
 _DENIED = (
     kafka.AuthenticationFailedError,
@@ -45,8 +45,8 @@ class Unconfirmed(PublishTimeout):
     retryable = True
 
 
-class _Busy(NotSent):
-    """The partition's queue of unsent batches did not move in time; nothing was sent."""
+class NotNow(NotSent):
+    """The broker cannot be asked, or does not take what was sent before; nothing was sent."""
 
     retryable = True
 
@@ -92,7 +92,7 @@ def publish_error(exc: BaseException, topic: str, size: int, limit: int) -> Publ
     if isinstance(exc, kafka.UnknownTopicOrPartitionError | kafka.InvalidTopicError):
         return Unroutable(f"there is no topic {topic!r}")
     if isinstance(exc, kafka.KafkaTimeoutError):
-        return _Busy(f"{topic}: the batch before was not sent in time")
+        return NotNow(f"{topic}: the batch before was not sent in time")
     if isinstance(exc, kafka.BrokerResponseError) and not exc.retriable and not isinstance(exc, _OUT_OF_STEP):
         return PublishRejected(f"{topic}: {_name(exc)}: {exc}")
     return Unconfirmed(f"{topic}: {_name(exc)}: {exc}")

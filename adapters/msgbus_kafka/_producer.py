@@ -19,8 +19,8 @@ import aiokafka.errors as kafka
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.partitioner import murmur2
 
-from msgbus.errors import PublishError, PublishTimeout, Unroutable
-from msgbus_kafka._errors import broker_error, ends_producer, publish_error
+from msgbus.errors import BrokerError, BrokerUnavailable, PublishError, PublishTimeout, Unroutable
+from msgbus_kafka._errors import NotNow, broker_error, ends_producer, publish_error
 from msgbus_kafka._options import Options
 
 __all__ = ["Producer", "Record"]
@@ -133,7 +133,7 @@ class Producer:
             try:
                 async with self._asking[topic]:  # nobody overtakes a call that has to ask first
                     count = await self._count(producer, topic)
-            except (kafka.KafkaError, PublishError) as exc:
+            except (kafka.KafkaError, BrokerError, PublishError) as exc:
                 for record in of_topic:
                     record.error = publish_error(exc, topic, record.size, self._options.max_body)
                 continue
@@ -144,9 +144,13 @@ class Producer:
     async def _count(self, producer: Any, topic: str) -> int:
         known = producer.client.cluster.partitions_for_topic(topic)
         if not known:
-            if not await self._exists(topic):
-                raise Unroutable(f"there is no topic {topic!r}")
-            known = await producer.partitions_for(topic)
+            try:
+                if not await self._exists(topic):
+                    raise Unroutable(f"there is no topic {topic!r}")
+                known = await producer.partitions_for(topic)
+            except (BrokerUnavailable, kafka.UnknownTopicOrPartitionError) as exc:
+                # It does exist, or nobody can tell.
+                raise NotNow(f"{topic}: {exc}") from exc
         return len(known)
 
     def _partition(self, record: Record, count: int) -> int:

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from msgbus.adapter import Ack
-from msgbus.errors import BrokerError, LeaseLost, Unroutable
+from msgbus.errors import BrokerError, LeaseLost, PublishTimeout, Unroutable
 
 
 class Flow:
@@ -226,6 +226,23 @@ def test_a_broker_that_is_not_there(kit):
         with pytest.raises(BrokerError, match="127.0.0.1:1"):
             async with kit.adapter(url="kafka://127.0.0.1:1"):
                 raise AssertionError("it opened")
+
+    kit.run(main())
+
+
+def test_a_topic_that_cannot_be_asked_after_is_not_missing(kit):
+    """While the broker is away, a publish to a topic never used before is to be tried again, not unroutable."""
+
+    async def main():
+        source = kit.queue()
+        with kit.broker.proxy() as proxy:
+            async with kit.adapter(source, url=kit.broker.url_through(proxy), query="&delivery_timeout=5") as adapter:
+                proxy.cut()
+                for delay in (0.0, 1.0):
+                    (error,) = await adapter.publish([kit.message(source.address, "x", delay=delay)])
+                    assert error.retryable or isinstance(error, PublishTimeout), repr(error)
+                proxy.heal()
+                await kit.publish(adapter, kit.message(source.address, "x"), kit.message(source.address, "x", delay=1))
 
     kit.run(main())
 
