@@ -202,6 +202,7 @@ class NatsAdapter(Adapter):
                 raise UnsupportedFeature("nats", f"replay of {source}", "core NATS keeps nothing")
             live = LiveSubscription(self._tools, source)
             await self._link.join(live)
+            await self._link.sync()  # whoever publishes from now on reaches it
             self._subscriptions.add(live)
             if live.address:
                 self._replies[live.address] = live

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from msgbus.adapter import Clock, Kind, Received, Source, Stats
-from msgbus.errors import UnsupportedFeature
-from msgbus_nats._errors import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, ApiError
+from msgbus.errors import TopologyError, UnsupportedFeature
+from msgbus_nats._errors import STREAM_NOT_FOUND, ApiError
 from msgbus_nats._headers import decode_headers, parse_block
 from msgbus_nats._link import Link
 from msgbus_nats._names import Names, Work
@@ -72,8 +72,10 @@ class Inspector:
     async def _info(self, source: Source, work: Work) -> dict[str, Any]:
         try:
             return await self._provisioner.info(work)
-        except ApiError as exc:
-            if exc.err_code != CONSUMER_NOT_FOUND or (source.address.kind is Kind.TOPIC and not source.dead):
+        except TopologyError:
+            if source.address.kind is Kind.TOPIC and not source.dead:
+                raise
+            if not source.dead and not await self._provisioner.exists(source.address):
                 raise
         # Nobody has ever consumed it, so all that there is is ready.
         return {"num_pending": await self._count(work.stream, work.filters[0]), "num_ack_pending": 0}

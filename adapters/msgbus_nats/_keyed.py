@@ -29,6 +29,9 @@ __all__ = ["KeyedSubscription"]
 
 _log = logging.getLogger("msgbus.nats")
 
+_OPEN = 2.0
+"""Seconds a request for messages stays open at most. It must be well below the time after which a partition's silent
+owner loses it, and what it brings to a consumer that is full meanwhile is kept from others."""
 _LOOK = 0.1
 """Seconds between two looks at whether a partition's former owner is done. Each is a request to the server."""
 _BALANCE = 8
@@ -68,11 +71,11 @@ class KeyedSubscription(StreamSubscription):
 
     # -- from the pulls -----------------------------------------------------------------------------------------
 
-    def room(self, pull: Pull) -> int:
+    def demand(self, pull: Pull) -> tuple[int, float]:
         """Return for how many more messages to ask: the server's ``max_ack_pending`` is the bound."""
-        if not self._started or self._closed or pull in self._resting or pull.outstanding:
-            return 0
-        return 2 * self._share
+        if not self._limit or pull in self._resting or pull.outstanding:
+            return 0, 0.0
+        return 2 * self._share, min(self._until - self._monotonic(), _OPEN)
 
     def accept(self, pull: Pull, message: Msg) -> None:
         """Take in a message; the first one after a change of hands begins the takeover."""
@@ -81,6 +84,14 @@ class KeyedSubscription(StreamSubscription):
             pull.pin = pin
             self._take_over(pull)
         super().accept(pull, message)
+        if self._is_too_much(pull):
+            self._link.spawn(self._try_to_release(pull))
+
+    def _is_too_much(self, pull: Pull) -> bool:
+        """Tell whether we are full and got a partition that we have no stake in: others can serve it."""
+        if self._limit or pull in self._resting or self._handed(self._monotonic()) < self._options.prefetch:
+            return False
+        return not any(r.pull is pull and r.handed for r in self._held.values())
 
     def _arrived(self, receipt: Receipt, received: Received) -> None:
         receipt.key = received.headers.get(KEY)
@@ -200,12 +211,13 @@ class KeyedSubscription(StreamSubscription):
         for key in [key for key, lane in self._lanes.items() if lane.pull is pull]:
             del self._lanes[key]
         if waiting:
-            self._link.spawn(self._try_to_give_back(sorted(waiting, key=lambda r: r.seq)))
+            self._link.spawn(self._return_unasked(waiting))
 
-    async def _rest(self) -> None:
-        """Let others have the partitions: nobody asks for their messages here."""
-        for pull in self._pulls:
-            await self._try_to_release(pull)
+    async def _return_unasked(self, receipts: list[Receipt]) -> None:
+        await super()._return_unasked(receipts)
+        for pull in {receipt.pull for receipt in receipts}:
+            if pull.pin:
+                await self._try_to_release(pull)
 
     def tick(self) -> None:
         """Look after what is due, what is overdue, and whose the partitions are."""
@@ -244,21 +256,24 @@ class KeyedSubscription(StreamSubscription):
             await pull.aclose()
             pull.pin = ""
             self.unpinned(pull)
+        except (BrokerError, errors.Error) as exc:
+            _log.debug("%s: %s cannot be left: %s", self._source, pull.work.name, exc)
+        await self._try_to_unpin(pull)
+
+    async def _try_to_unpin(self, pull: Pull) -> None:
+        try:
             await self._tools.provisioner.unpin(pull.work)
         except (BrokerError, errors.Error) as exc:
-            _log.debug("%s: %s goes to others a little later: %s", self._source, pull.work.name, exc)
+            _log.info("%s: %s goes to others a little later: %s", self._source, pull.work.name, exc)
 
     async def aclose(self) -> None:
         """See `Subscription.aclose`; the partitions go to others at once."""
         if self._closed:
             return
         await super().aclose()
-        try:
-            for pull in self._pulls:
-                if pull.pin:
-                    await self._tools.provisioner.unpin(pull.work)
-        except (BrokerError, errors.Error) as exc:
-            _log.info("%s: partitions go to others a little later: %s", self._source, exc)
+        for pull in self._pulls:
+            if pull.pin:
+                await self._try_to_unpin(pull)
 
 
 def _position(received: Received) -> int:

@@ -1,14 +1,13 @@
-"""A continuous pull: requests for messages kept open at one durable consumer.
+"""A continuous pull: requests for messages kept open at one durable consumer while somebody waits for messages.
 
 nats-py's `fetch` asks, waits for the whole answer and asks again. Here the next request is sent while the last one
-is still being served, a request that the server has forgotten is noticed by its missing heartbeats, and everything
-the server says about a request (over, no leader, consumer gone, partition given to somebody else) is acted upon.
+is still being served, a request that the server has forgotten is noticed, and everything the server says about a
+request (over, no leader, consumer gone, partition given to somebody else) is acted upon.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -27,21 +26,18 @@ __all__ = ["Pull", "Sink"]
 
 _log = logging.getLogger("msgbus.nats")
 
-_EXPIRES = 10.0
-"""Seconds a request stays open. Each request also renews a pinned client's hold on its partition, so this must stay
-well below the time after which a silent owner loses it."""
-_HEARTBEAT = 2.5
-"""Seconds of silence after which the server says that it still knows the request."""
-_SILENCE = 2 * _HEARTBEAT + 1
-"""Seconds of silence after which it obviously does not."""
+_SHORTEST = 0.01
+"""Seconds a request stays open at least; the server refuses less than a millisecond."""
+_GRACE = 1.0
+"""Seconds after a request's end within which the server must have said so, or it has forgotten the request."""
 _MAX_BATCH = re.compile(r"maxrequestbatch of (\d+)")
 
 
 class Sink(Protocol):
     """Where pulled messages go."""
 
-    def room(self, pull: Pull) -> int:
-        """Return for how many more messages to ask; 0 for none now."""
+    def demand(self, pull: Pull) -> tuple[int, float]:
+        """Return for how many more messages to ask, and how many seconds the request is to stay open."""
         ...
 
     def accept(self, pull: Pull, message: Msg) -> None:
@@ -65,33 +61,31 @@ class Pull:
         work: The consumer.
         sink: Takes the messages.
         monotonic: The clock.
-        pinned: Whether the consumer serves one client at a time.
     """
 
-    def __init__(
-        self, link: Link, work: Work, sink: Sink, monotonic: Callable[[], float], *, pinned: bool = False
-    ) -> None:
+    def __init__(self, link: Link, work: Work, sink: Sink, monotonic: Callable[[], float]) -> None:
         self.work = work
         self.pin = ""
         self._link = link
         self._sink = sink
         self._monotonic = monotonic
-        self._pinned = pinned
         self._subscription: NatsSubscription | None = None
         self._inbox = ""
-        self._open: dict[int, int] = {}
-        self._heard = 0.0
+        self._open: dict[int, list[float]] = {}
         self._most = 10_000
         self._paused = False
 
     @property
     def outstanding(self) -> int:
         """For how many messages it has asked that have not come yet."""
-        return sum(self._open.values())
+        return int(sum(left for left, _ in self._open.values()))
 
     async def start(self) -> None:
         """Begin, or begin anew; what an older request still brings goes nowhere and comes again."""
-        await self._unsubscribe()
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with contextlib.suppress(errors.Error):
+                await subscription.unsubscribe()
         self._open.clear()
         self._inbox = f"{self._link.inbox}.p.{self._link.number()}"
         self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_message)
@@ -99,7 +93,7 @@ class Pull:
         await self.refill()
 
     def stop(self) -> None:
-        """Forget all requests: the connection is gone, or nothing more is wanted."""
+        """Forget all requests: the connection is gone."""
         self._subscription = None
         self._open.clear()
 
@@ -111,23 +105,17 @@ class Pull:
         self._open.clear()
 
     async def refill(self) -> None:
-        """Ask for more if there is room."""
+        """Ask for more if more is wanted."""
         if self._subscription is None or self._paused:
             return
-        batch = min(self._sink.room(self), self._most)
+        batch, wait = self._sink.demand(self)
         if batch <= 0:
             return
-        if not self._open:
-            self._heard = self._monotonic()
-        number = self._link.number()
-        self._open[number] = batch
-        body: dict[str, Any] = {
-            "batch": batch,
-            "expires": nanoseconds(_EXPIRES),
-            "idle_heartbeat": nanoseconds(_HEARTBEAT),
-        }
-        if self._pinned:
+        number, wait = self._link.number(), max(wait, _SHORTEST)
+        body: dict[str, Any] = {"batch": min(batch, self._most), "expires": nanoseconds(wait)}
+        if self.work.parted:
             body |= {"group": PIN_GROUP} | ({"id": self.pin} if self.pin else {})
+        self._open[number] = [body["batch"], self._monotonic() + wait + _GRACE]
         try:
             await self._link.send(
                 f"CONSUMER.MSG.NEXT.{self.work.stream}.{self.work.name}", body, f"{self._inbox}.{number}"
@@ -139,21 +127,21 @@ class Pull:
         """Notice a forgotten request, and ask again after a refusal."""
         if self._subscription is None:
             return
-        self._paused = False
-        if self._open and self._monotonic() - self._heard > _SILENCE:
+        now = self._monotonic()
+        if any(deadline < now for _, deadline in self._open.values()):
             self._open.clear()
-            self._sink.gone(self, "the server has forgotten the pull request")
-        elif not self._open and self._sink.room(self) > 0:
+            self._sink.gone(self, "the server has forgotten a pull request")
+        elif self._paused:
+            self._paused = False
             self._link.spawn(self.refill())
 
     async def _on_message(self, message: Msg) -> None:
-        self._heard = self._monotonic()
         if not message.reply:
             await self._on_status(message)
             return
-        for number in self._open:  # the oldest request is served first
-            self._open[number] -= 1
-            if not self._open[number]:
+        for number, request in self._open.items():  # the oldest request is served first
+            request[0] -= 1
+            if not request[0]:
                 del self._open[number]
             break
         self._sink.accept(self, message)
@@ -163,10 +151,8 @@ class Pull:
     async def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
         status, text = headers.get("Status", ""), headers.get("Description", "").lower()
-        number = int(message.subject.rpartition(".")[2])
-        if status == "100" or number not in self._open:
+        if self._open.pop(int(message.subject.rpartition(".")[2]), None) is None:
             return
-        del self._open[number]
         if status in ("404", "408"):
             await self.refill()
         elif status == "423":
@@ -183,11 +169,5 @@ class Pull:
                 _log.error("consumer %s on %s refused a pull: %s %s", self.work.name, self.work.stream, status, text)
             self._paused = True  # until the next tick
 
-    async def _unsubscribe(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            with contextlib.suppress(errors.Error):
-                await subscription.unsubscribe()
-
     def __repr__(self) -> str:
-        return f"<Pull {json.dumps(self.work.name)}>"
+        return f"<Pull {self.work.name} {self.outstanding} outstanding>"

@@ -28,8 +28,10 @@ __all__ = ["Receipt", "StreamSubscription"]
 
 _log = logging.getLogger("msgbus.nats")
 
-_PATIENCE = 2
-"""Leases for which messages wait to be asked for. Shorter would send them around while handlers are merely slow."""
+_OPEN = 5.0
+"""Seconds a request for messages stays open at most. What it brings after nobody waits any more has to wait here."""
+_POLL = 0.05
+"""Seconds a call to `receive` takes at least if there is nothing: a round trip to the server must fit in."""
 _CHECK_FLOOR = 120
 """Ticks between two looks at how far the consumer is: where a deleted one is made to go on from."""
 
@@ -37,7 +39,7 @@ _CHECK_FLOOR = 120
 class Receipt:
     """One delivery of a message."""
 
-    __slots__ = ("answered", "deadline", "due", "handed", "key", "pull", "reply", "seq", "time")
+    __slots__ = ("answered", "deadline", "due", "handed", "key", "pull", "reply", "seq", "time", "until")
 
     def __init__(self, seq: int, reply: str, deadline: float, pull: Pull, time: str) -> None:
         self.seq = seq
@@ -49,6 +51,7 @@ class Receipt:
         self.answered = False
         self.key: str | None = None
         self.due = 0.0
+        self.until = 0.0
 
 
 class StreamSubscription(Subscription):
@@ -68,8 +71,8 @@ class StreamSubscription(Subscription):
         self._source = source
         self._answers = Answers(tools, source)
         self._options = options
-        self._lease = options.lease
-        self._pulls = [Pull(tools.link, work, self, tools.clock.monotonic, pinned=work.parted) for work in works]
+        self._ack_wait = options.lease
+        self._pulls = [Pull(tools.link, work, self, tools.clock.monotonic) for work in works]
         address = source.address
         one_channel = not source.dead and not ("*" in address.name or "#" in address.name)
         self._channel = address.name if one_channel else None
@@ -78,8 +81,9 @@ class StreamSubscription(Subscription):
         self._waiter: asyncio.Future[None] | None = None
         self._trouble: str = ""
         self._mending: set[Pull] = set()
-        self._started = False
+        self._limit = 0
         self._asked = 0.0
+        self._until = 0.0
         self._closed = False
         self._ticks = 0
 
@@ -88,16 +92,15 @@ class StreamSubscription(Subscription):
     async def open(self) -> None:
         """Fit the consumers and join the connection."""
         for pull in self._pulls:
-            self._lease = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
+            self._ack_wait = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
         await self._link.join(self)
 
     async def attach(self, client: Client) -> None:
         """Pull over a new connection."""
         del client
         self._trouble = ""
-        if self._started:
-            for pull in self._pulls:
-                await pull.start()
+        for pull in self._pulls:
+            await pull.start()
 
     def detach(self) -> None:
         """The connection is gone. Leases go on, and can be settled over the next one."""
@@ -111,14 +114,17 @@ class StreamSubscription(Subscription):
             if pull not in self._mending:
                 pull.tick()
         now = self._monotonic()
-        for receipt in [r for r in self._held.values() if r.deadline < now]:
+        for receipt in [r for r in self._held.values() if not r.handed and r.deadline < now]:
             self._lapsed(receipt)
-        if self._started and self._waiter is None and now - self._asked > _PATIENCE * self._lease:
-            self._started = False
-            self._link.spawn(self._rest())
-        waiting = [r for r in self._held.values() if not r.handed and r.deadline < now + self._lease / 2]
-        if waiting:
-            self._link.spawn(self._renew_waiting(waiting))
+        waiting = [r for r in self._held.values() if not r.handed]
+        if waiting and not self._limit and now - self._asked > self._options.lease:
+            for receipt in waiting:
+                self._forget(receipt)
+            self._link.spawn(self._return_unasked(waiting))
+        soon = now + self._ack_wait / 2
+        due = [r for r in self._held.values() if r.deadline < soon and (not r.handed or r.deadline < r.until)]
+        if due:
+            self._link.spawn(self._renew_in_time(due))
         self._ticks += 1
         if self._ticks % _CHECK_FLOOR == 0:
             self._link.spawn(self._look())
@@ -137,20 +143,23 @@ class StreamSubscription(Subscription):
 
     # -- from the pulls -----------------------------------------------------------------------------------------
 
-    def room(self, pull: Pull) -> int:
-        """Return for how many more messages to ask."""
-        if not self._started or self._closed:
-            return 0
+    def demand(self, pull: Pull) -> tuple[int, float]:
+        """Return for how many more messages to ask: what a waiting `receive` can still take."""
         outstanding = pull.outstanding
-        free = self._options.prefetch - len(self._held) - outstanding
-        worthwhile = 1 if not outstanding and not self._buffer else max(1, self._options.prefetch // 4)
-        return free if free >= worthwhile else 0
+        missing = self._limit - len(self._buffer) - outstanding
+        if outstanding and missing < self._limit / 2:  # most of it is on its way: one request for many messages
+            return 0, 0.0
+        return missing, min(self._until - self._monotonic(), _OPEN)
 
     def accept(self, pull: Pull, message: Msg) -> None:
         """Take in a message."""
         words = message.reply.split(".")
         at = 4 if len(words) < 11 else 6
         seq = int(words[at + 1])
+        older = self._held.get(seq)
+        if older is not None and not older.answered:  # its lease had ended, and nobody else has got it: go on with it
+            older.reply, older.deadline, older.pull = message.reply, self._new_deadline(), pull
+            return
         receipt = Receipt(seq, message.reply, self._new_deadline(), pull, words[at + 3])
         headers = decode_headers(message.headers)
         received = Received(
@@ -164,9 +173,6 @@ class StreamSubscription(Subscription):
             receipt,
             message,
         )
-        older = self._held.get(seq)
-        if older is not None:
-            self._forget(older)  # its lease ended
         self._held[seq] = receipt
         self._arrived(receipt, received)
 
@@ -191,7 +197,7 @@ class StreamSubscription(Subscription):
             while not self._closed and self._link.client is not None:
                 try:
                     await self._tools.provisioner.ensure(self._source, pull.work)
-                    self._lease = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
+                    self._ack_wait = await self._tools.provisioner.fit(pull.work, self._options.lease, self._share)
                     await pull.start()
                 except (MsgbusError, errors.Error) as exc:
                     if not self._trouble:
@@ -209,7 +215,7 @@ class StreamSubscription(Subscription):
     def _new_deadline(self) -> float:
         # The message came after the last tick, unless the process stood still: then the tick is old, and so is the
         # lease. The server began to count a little earlier than that, hence the margin.
-        return self._link.ticked + self._lease - min(0.5, self._lease / 10)
+        return self._link.ticked + self._ack_wait - min(0.5, self._ack_wait / 10)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -218,7 +224,9 @@ class StreamSubscription(Subscription):
     def _forget(self, receipt: Receipt) -> None:
         if self._held.get(receipt.seq) is receipt:
             del self._held[receipt.seq]
-            if not receipt.handed:
+            if receipt.handed:
+                self._wake()
+            elif self._buffer:
                 self._buffer = deque(r for r in self._buffer if r.receipt is not receipt)
 
     def _lapsed(self, receipt: Receipt) -> None:
@@ -229,24 +237,41 @@ class StreamSubscription(Subscription):
 
     async def receive(self, limit: int, wait: float) -> Sequence[Received]:
         """See `Subscription.receive`."""
-        self._asked = self._monotonic()
-        if not self._started:
-            self._started = True
-            if self._link.client is not None:
-                await self._begin()
-        if not self._buffer:
-            await self._wait(wait)
+        now = self._monotonic()
+        self._until = now + max(wait, _POLL)
+        try:
+            while True:
+                self._limit = min(limit, self._options.prefetch - self._handed(now))
+                await self._refill()
+                if (self._limit > 0 and self._buffer) or now >= self._until:
+                    return self._take(self._limit)
+                await self._wait(self._until - now)
+                now = self._monotonic()
+        finally:
+            self._limit = 0
+            self._asked = self._monotonic()
+
+    def _handed(self, now: float) -> int:
+        """Return how many messages are handed out and still ours."""
+        return sum(r.handed and r.deadline >= now for r in self._held.values())
+
+    def _take(self, limit: int) -> list[Received]:
         taken: list[Received] = []
         now = self._monotonic()
         while self._buffer and len(taken) < limit:
             received = self._buffer.popleft()
-            receipt = received.receipt
+            receipt: Receipt = received.receipt
             if receipt.deadline < now:  # it stood too long: somebody else gets it
                 self._lapsed(receipt)
                 continue
             receipt.handed = True
+            receipt.until = now + self._options.lease
             taken.append(received)
         return taken
+
+    async def _refill(self) -> None:
+        for pull in self._pulls:
+            await pull.refill()
 
     async def _wait(self, wait: float) -> None:
         self._check()
@@ -291,12 +316,7 @@ class StreamSubscription(Subscription):
                     answers.append((index, outcome.received.receipt, ACK))
         if answers:
             await self._send_answers(answers, results)
-            await self._refill()
         return results
-
-    async def _refill(self) -> None:
-        for pull in self._pulls:
-            await pull.refill()
 
     def _is_lost(self, receipt: Receipt) -> bool:
         return self._held.get(receipt.seq) is not receipt or receipt.deadline < self._monotonic()
@@ -317,20 +337,26 @@ class StreamSubscription(Subscription):
     # -- leases -------------------------------------------------------------------------------------------------
 
     async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:
-        """See `Subscription.extend`. The server renews by the consumer's ``ack_wait``, whatever *seconds* says."""
-        del seconds
+        """See `Subscription.extend`."""
         receipts: list[Receipt] = [r.receipt for r in received]
-        results: list[SettleError | None] = [
-            LeaseLost(f"the lease of message {r.seq} of {self._source} has ended") if self._is_lost(r) else None
-            for r in receipts
-        ]
-        await self._renew([r for r, error in zip(receipts, results, strict=True) if error is None])
+        results: list[SettleError | None] = [None] * len(receipts)
+        until = self._monotonic() + seconds
+        kept: list[Receipt] = []
+        for index, receipt in enumerate(receipts):
+            if self._is_lost(receipt):
+                self._lapsed(receipt)
+                results[index] = LeaseLost(f"the lease of message {receipt.seq} of {self._source} has ended")
+            else:
+                receipt.until = max(receipt.until, until)
+                kept.append(receipt)
+        await self._renew(kept)
         return results
 
     async def _renew(self, receipts: list[Receipt]) -> None:
+        """Begin the server's ``ack_wait`` anew; leases that last longer are renewed again in time."""
         if not receipts:
             return
-        deadline = self._monotonic() + self._lease - min(0.5, self._lease / 10)
+        deadline = self._monotonic() + self._ack_wait - min(0.5, self._ack_wait / 10)
         try:
             client = self._link.use()
             for receipt in receipts:
@@ -341,37 +367,18 @@ class StreamSubscription(Subscription):
         for receipt in receipts:
             receipt.deadline = max(deadline, receipt.deadline)
 
-    async def _rest(self) -> None:
-        """Give back what nobody asks for: others may want it."""
-        try:
-            for pull in self._pulls:
-                await pull.aclose()
-        except (BrokerError, errors.Error) as exc:
-            _log.debug("%s: cannot stop asking: %s", self._source, exc)
-        waiting = sorted((r for r in self._held.values() if not r.handed), key=lambda r: r.seq)
-        for receipt in waiting:
-            self._forget(receipt)
-        await self._try_to_give_back(waiting)
-
-    async def _begin(self) -> None:
-        """Ask for messages, for the first time or after a rest."""
-        try:
-            for pull in self._pulls:
-                await pull.start()
-        except errors.Error as exc:
-            raise translate(exc, f"subscribing to {self._source}") from exc
-
-    async def _try_to_give_back(self, receipts: list[Receipt]) -> None:
-        try:
-            await self._give_back(receipts)
-        except (BrokerError, errors.Error) as exc:
-            _log.info("%s: messages given back come again when their lease ends: %s", self._source, exc)
-
-    async def _renew_waiting(self, receipts: list[Receipt]) -> None:
+    async def _renew_in_time(self, receipts: list[Receipt]) -> None:
         try:
             await self._renew(receipts)
         except BrokerUnavailable as exc:
-            _log.debug("%s: leases of waiting messages could not be renewed: %s", self._source, exc)
+            _log.debug("%s: leases could not be renewed: %s", self._source, exc)
+
+    async def _return_unasked(self, receipts: list[Receipt]) -> None:
+        """Give back what nobody asks for: others may want it."""
+        try:
+            await self._give_back(sorted(receipts, key=lambda r: r.seq))
+        except (BrokerError, errors.Error) as exc:
+            _log.info("%s: messages given back come again when their lease ends: %s", self._source, exc)
 
     # -- end ----------------------------------------------------------------------------------------------------
 

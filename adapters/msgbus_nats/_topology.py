@@ -209,25 +209,19 @@ class Provisioner:
                 raise
 
     async def fit(self, work: Work, lease: float, pending: int) -> float:
-        """Fit a consumer to a subscriber's lease and prefetch; return the lease it has from now on.
+        """Fit a consumer to a subscriber's lease and prefetch; return its ``ack_wait`` from now on.
 
-        The lease is everybody's who shares the consumer, so it is only ever lengthened while somebody uses it.
+        It is everybody's who shares the consumer, and messages in hand would wait for the new time, so it is only
+        changed while nobody uses it. Otherwise the subscription makes do with what there is.
         """
         info = await self.info(work)
         config = info["config"]
         wanted = nanoseconds(lease)
         idle = not info.get("num_waiting") and not info.get("num_ack_pending")
-        if config["ack_wait"] != wanted and not (idle or config["ack_wait"] < wanted):
+        if self._provision is not Provision.CREATE or not idle:
             wanted = config["ack_wait"]
         changed = {"ack_wait": wanted} | ({"max_ack_pending": pending} if work.parted else {})
-        if any(config.get(name) != value for name, value in changed.items()):
-            if self._provision is not Provision.CREATE:
-                if config["ack_wait"] < wanted:
-                    raise TopologyError(
-                        f"consumer {work.name!r} on stream {work.stream!r} waits {config['ack_wait'] / 1e9:g} s for "
-                        f"an acknowledgement, which is less than the lease of {lease:g} s"
-                    )
-                return float(config["ack_wait"]) / 1e9
+        if self._provision is Provision.CREATE and any(config.get(name) != value for name, value in changed.items()):
             await self._link.call(
                 f"CONSUMER.CREATE.{work.stream}.{work.name}",
                 {"stream_name": work.stream, "config": {**config, **changed}, "action": "update"},
@@ -244,7 +238,12 @@ class Provisioner:
 
     async def info(self, work: Work) -> dict[str, Any]:
         """Return the server's account of a consumer, and remember how far it is."""
-        info = await self._link.call(f"CONSUMER.INFO.{work.stream}.{work.name}")
+        try:
+            info = await self._link.call(f"CONSUMER.INFO.{work.stream}.{work.name}")
+        except ApiError as exc:
+            if exc.err_code in (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND):
+                raise TopologyError(f"consumer {work.name!r} on stream {work.stream!r}: {exc.description}") from exc
+            raise
         self._floors[work] = int(info["ack_floor"]["stream_seq"])
         return info
 

@@ -63,7 +63,6 @@ def test_a_late_settle_does_not_disturb_the_new_owner(kit, late):
             await kit.publish(slow, kit.message(queue, "x"))
             first = await kit.consumer(slow, source, lease=1.0, prefetch=1)
             (lost,) = await kit.receive(first, 1)
-            first._started = False  # its process is busy: it asks for nothing more
             second = await kit.consumer(quick, source, lease=1.0)
             (owned,) = await kit.receive(second, 1)
             assert owned.deliveries == 2
@@ -331,18 +330,29 @@ def test_a_queue_cannot_begin_again(kit):
     kit.run(body())
 
 
-def test_a_longer_lease_wins_while_the_consumer_is_in_use(kit):
+@pytest.mark.parametrize(("theirs", "ours"), [(20.0, 1.0), (1.0, 20.0)], ids=["shorter", "longer"])
+def test_another_lease_does_not_disturb_who_uses_the_consumer(kit, theirs, ours):
+    """A consumer's ``ack_wait`` is everybody's; a lease that lasts longer is renewed on the way."""
+
     async def body():
-        source = Source(kit.queue())
-        async with kit.adapter(source) as adapter:
-            long = await kit.consumer(adapter, source, lease=20.0)
-            await long.receive(1, 0.05)
-            short = await kit.consumer(adapter, source, lease=1.0)
-            assert (long._lease, short._lease) == (20.0, 20.0)
-            await long.aclose()
-            await short.aclose()
-            again = await kit.consumer(adapter, source, lease=1.0)
-            assert again._lease == 1.0
+        queue = kit.queue()
+        source = Source(queue)
+        async with kit.adapter(queue, source) as adapter:
+            await kit.publish(adapter, kit.message(queue, "theirs"), kit.message(queue, "ours"))
+            first = await kit.consumer(adapter, source, lease=theirs)
+            await kit.receive(first, 1)
+            second = await kit.consumer(adapter, source, lease=ours)
+            assert (first._ack_wait, second._ack_wait) == (theirs, theirs)
+            kept = await kit.receive(second, 1)
+            await asyncio.sleep(2.5)
+            await kit.ack(second, kept)
+            await first.aclose()
+            await second.aclose()
+            if theirs < ours:  # the first one's was lost meanwhile
+                return
+            await kit.ack(third := await kit.consumer(adapter, source, lease=7.0), await kit.receive(third, 1))
+            await third.aclose()
+            assert (await kit.consumer(adapter, source, lease=7.0))._ack_wait == 7.0
 
     kit.run(body())
 
