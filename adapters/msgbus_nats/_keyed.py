@@ -23,7 +23,8 @@ from msgbus.errors import BrokerError, SettleError
 from msgbus_nats._answers import Tools
 from msgbus_nats._names import Work
 from msgbus_nats._pull import Pull
-from msgbus_nats._subscription import Receipt, StreamSubscription
+from msgbus_nats._receipt import Receipt
+from msgbus_nats._subscription import StreamSubscription
 
 __all__ = ["KeyedSubscription"]
 

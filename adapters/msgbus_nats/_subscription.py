@@ -23,8 +23,9 @@ from msgbus_nats._errors import translate
 from msgbus_nats._headers import decode_headers
 from msgbus_nats._names import Work
 from msgbus_nats._pull import Pull
+from msgbus_nats._receipt import Receipt
 
-__all__ = ["Receipt", "StreamSubscription"]
+__all__ = ["StreamSubscription"]
 
 _log = logging.getLogger("msgbus.nats")
 
@@ -34,24 +35,6 @@ _POLL = 0.05
 """Seconds a call to `receive` takes at least if there is nothing: a round trip to the server must fit in."""
 _CHECK_FLOOR = 120
 """Ticks between two looks at how far the consumer is: where a deleted one is made to go on from."""
-
-
-class Receipt:
-    """One delivery of a message."""
-
-    __slots__ = ("answered", "deadline", "due", "handed", "key", "pull", "reply", "seq", "time", "until")
-
-    def __init__(self, seq: int, reply: str, deadline: float, pull: Pull, time: str) -> None:
-        self.seq = seq
-        self.reply = reply
-        self.deadline = deadline
-        self.pull = pull
-        self.time = time
-        self.handed = False
-        self.answered = False
-        self.key: str | None = None
-        self.due = 0.0
-        self.until = 0.0
 
 
 class StreamSubscription(Subscription):
