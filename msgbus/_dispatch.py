@@ -29,7 +29,7 @@ ConsumeMiddleware = Callable[[Delivery[Any], Callable[[Delivery[Any]], Awaitable
 _GIVEN_BACK_SLACK = 20
 """Where the broker's count also grows when messages are given back untried, a message is only taken for one that
 kills its consumers when it was handed out this much more often than its policy allows."""
-_IN_PROGRESS_WAIT = 5.0
+_IN_PROGRESS_WAIT = 1.0
 """The longest pause in seconds before a duplicate of a message that is being handled asks again."""
 
 
