@@ -64,13 +64,13 @@ def split_label(label: str, group: str | None) -> tuple[str, str | None]:
     return name, own if at else group
 
 
-async def find(session: Session, name: str, group: str | None, *, topics: bool = False) -> Channel[Any]:
-    """Return the channel that exists at the broker under *name*; the session must only verify.
+async def find(url: str | None, name: str, group: str | None, *, topics: bool = False) -> Channel[Any]:
+    """Return the channel that exists at the broker under *name*; nothing is created.
 
     With a group it is a topic that has that group; without, a queue or a request channel.
 
     Args:
-        session: A session that verifies only.
+        url: The broker's URL.
         name: The channel's name.
         group: The consumer group.
         topics: Without a group, it may also be a topic.
@@ -84,15 +84,21 @@ async def find(session: Session, name: str, group: str | None, *, topics: bool =
             raise Misuse(f"{name!r} is a pattern over topics: say whose messages are meant, as {name}@GROUP")
         return Topic(name, bytes)  # there is no such topic, and need not be
     if group is not None:
-        candidates = _topics(name)
+        kinds = [_topics(name)]
     else:
         # Requests last: a broker that keeps none (NATS) knows no name that is wrong.
-        candidates = [*_queues(name), *(_topics(name) if topics else ()), RequestReply(name, bytes, bytes)]
-    try:
-        return await agree(session, candidates, group)
-    except TopologyError as exc:
-        what = f"{name}@{group}" if group else name
-        raise Failed(f"{what!r} was not found at {session.settings.url}: {exc}") from exc
+        kinds = [_queues(name), *([_topics(name)] if topics else []), [RequestReply(name, bytes, bytes)]]
+    problem: Exception | None = None
+    for candidates in kinds:
+        # One connection for each kind: to an adapter, one name for two kinds is an error of its own (Kafka).
+        async with opened(Bus(url, topology=Provision.VERIFY)) as session:
+            shown = session.settings.url
+            try:
+                return await agree(session, candidates, group)
+            except (TopologyError, UnsupportedFeature) as exc:
+                problem = problem or exc
+    what = f"{name}@{group}" if group else name
+    raise Failed(f"{what!r} was not found at {shown}: {problem}") from problem
 
 
 async def agree(session: Session, candidates: Sequence[Channel[Any]], group: str | None) -> Channel[Any]:

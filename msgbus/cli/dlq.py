@@ -12,9 +12,8 @@ import typer
 
 from msgbus._bus import Bus
 from msgbus._dead_letters import DeadLetterBox, DeadMessage
-from msgbus.adapter import Provision
 from msgbus.cli import _options as options
-from msgbus.cli._broker import execute, find, opened, split_label
+from msgbus.cli._broker import execute, find, split_label
 from msgbus.cli._errors import Failed, Misuse
 from msgbus.cli._output import message_data, print_json, print_message, print_table, progress, say
 
@@ -129,9 +128,8 @@ async def _opened_box(
 ) -> AsyncIterator[tuple[DeadLetterBox, int | None]]:
     """Give the box, and how many dead letters it has where the broker can tell."""
     name, group = split_label(label, group)
-    async with opened(Bus(url, topology=Provision.VERIFY)) as session:
-        channel = await find(session, name, group)
-    # What exists is known; reading its dead letters may take a consumer of their own, which some brokers make then.
+    channel = await find(url, name, group)
+    # It exists; but reading its dead letters may take a consumer of their own, which some brokers make only then.
     bus = Bus(url)
     async with bus:
         yield await bus.dead_letters(channel, group=group), (await bus.stats(channel, group=group)).dead

@@ -76,12 +76,10 @@ async def _of_application(application: App, labels: Sequence[str], url: str | No
 
 
 async def _of_channels(labels: Sequence[str], group: str | None, url: str | None) -> tuple[list[_Line], HealthReport]:
+    pairs = [split_label(label, group) for label in labels]
+    found = [(await find(url, name, own), own or "") for name, own in pairs]
     async with opened(Bus(url, topology=Provision.VERIFY)) as session:
-        lines = []
-        for label in labels:
-            name, own = split_label(label, group)
-            channel = await find(session, name, own)
-            lines.append(await _line(session, channel, own or ""))
+        lines = [await _line(session, channel, own) for channel, own in found]
         return lines, session.health()
 
 

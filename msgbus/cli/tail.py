@@ -15,7 +15,7 @@ from msgbus._channel import Channel
 from msgbus._connections import Connection
 from msgbus._message import Message, new_id
 from msgbus._session import Session
-from msgbus.adapter import Ack, Kind, Provision, Received, Source, SubscribeOptions
+from msgbus.adapter import Ack, Kind, Received, Source, SubscribeOptions
 from msgbus.cli import _options as options
 from msgbus.cli._broker import execute, find, opened, split_label
 from msgbus.cli._errors import warn
@@ -57,13 +57,12 @@ async def _tail(name: str, group: str | None, show: Show, url: str | None) -> No
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        async with opened(Bus(url, topology=Provision.VERIFY)) as session:
-            channel = await find(session, name, group, topics=True)
-            if channel.kind is not Kind.TOPIC or group is not None:
-                await _look(session, channel, group, show)
-                return
+        channel = await find(url, name, group, topics=True)
         async with opened(Bus(url)) as session:
-            await _listen(session, channel, show)
+            if channel.kind is Kind.TOPIC and group is None:
+                await _listen(session, channel, show)
+            else:
+                await _look(session, channel, group, show)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:
