@@ -14,16 +14,15 @@ for failover: the first that answers is used. No path, or ``/``, is the vhost ``
   of two, through which it passes like a binary number. It is never early; it is late by up to 0.1 s, or 1.6 % of
   the delay if that is more, and a few milliseconds per queue (at most seven).
 - Messages of a keyed channel are spread over ``partitions`` queues by ``crc32(key)``; each partition is consumed by
-  one process at a time. A nacked message is returned to the broker, which counts it, and is held unacked together
-  with the later ones of its key until its delay is over.
+  one process at a time, and processes share the partitions. A nacked message is held unacked, with the later ones of
+  its key, until its delay is over; its deliveries are counted in the process that holds it.
 - ``Received.deliveries`` is what a quorum queue counts: also hand-overs that ended with a lost connection. What is
   given back untried is replaced by a copy, so it does not count. Classic queues do not count.
 - Acks are not confirmed by AMQP: one that is lost with its connection means that the message comes again.
 
 **Limits**: bodies up to ``max_body`` (16 MiB); names up to 255 bytes; delays up to 14 days. On keyed channels delays
 should stay below the broker's ``consumer_timeout`` (30 minutes): beyond it, the broker takes the messages back and
-hands them out again. A process holds all partitions it can get, so a second one takes over when the first ends, but
-does not share its work. In-flight and delayed messages cannot be counted over AMQP.
+hands them out again. In-flight and delayed messages cannot be counted over AMQP.
 
 **Escape hatch**: `Adapter.raw` is a `kombu.Connection`; `Delivery.raw` is an `amqp.Message`.
 """

@@ -157,7 +157,7 @@ class RabbitMQAdapter(Adapter):
 
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
-        self._consuming.require()
+        await self._consuming.ready()
         await self._declarer.declare(topology)
 
     async def publish(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
@@ -189,7 +189,7 @@ class RabbitMQAdapter(Adapter):
         Ready is also what waits in our own subscriptions' buffers; what waits in other processes' is in flight.
         """
         try:
-            ready = [await self._consuming.count(queue) for queue in self._layout.queues(source)]
+            ready = [(await self._consuming.count(queue))[0] for queue in self._layout.queues(source)]
             dead = await self._dead(source)
         except NotFound as exc:
             raise TopologyError(f"{source} does not exist: {exc.reply_text}") from exc
@@ -202,7 +202,7 @@ class RabbitMQAdapter(Adapter):
         if source.dead:
             return None
         try:
-            return await self._consuming.count(self._layout.dead_queue(source))
+            return (await self._consuming.count(self._layout.dead_queue(source)))[0]
         except NotFound:
             return 0
 

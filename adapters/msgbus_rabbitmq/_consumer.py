@@ -1,4 +1,4 @@
-"""One channel that consumes a source's queues: what the broker hands out, what of it is open, and acks."""
+"""One channel that consumes one queue: what the broker hands out, what of it is open, and acks."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Consumer:
         link: The connection.
         layout: The names.
         source: What to consume.
+        queue: Its queue, or one of them.
         prefetch: The most messages to hold.
         on_message: Called with each message.
         on_lost: Called when the channel is lost, or the broker cancels the consumer.
@@ -48,24 +49,31 @@ class Consumer:
         link: Link,
         layout: Layout,
         source: Source,
+        queue: str,
         prefetch: int,
         *,
         on_message: Callable[[Received], None],
         on_lost: Callable[[], None],
     ) -> None:
-        self.queues = layout.queues(source)
+        self.queue = queue
         self.counts = layout.queue_type(source) == "quorum"
         self.trouble = "not connected yet"
         self._link = link
         self._source = source
-        self._prefetch = -(-prefetch // len(self.queues))
+        self._prefetch = prefetch
         self._on_message = on_message
         self._on_lost = on_lost
         self._channel: Channel | None = None
         self._lost = False
         self._epoch = 0
+        self._tag = ""
         self._held: dict[int, None] = {}
         self._returning = 0  # messages that were requeued and have not come back to us
+
+    @property
+    def held(self) -> int:
+        """How many messages are open."""
+        return len(self._held)
 
     @property
     def is_open(self) -> bool:
@@ -88,15 +96,16 @@ class Consumer:
         epoch = self._epoch
         channel: Channel | None = None
         try:
-            channel = self._channel = await self._link.require().channel()
+            channel = self._channel = await (await self._link.ready()).channel()
             channel.on_delivery = lambda method, header, body: self._on_delivery(epoch, method, header, body)
             channel.on_cancel = lambda tag: self._lose(epoch, ConsumerCancelled(f"the broker cancelled {tag!r}"))
             channel.closed.add_done_callback(lambda closed: self._lose(epoch, closed.result()))
             if self._source.address.kind is Kind.REPLY:
                 await self._declare_reply_queue(channel)
             await channel.call(spec.Basic.Qos, "lBb", 0, self._prefetch, False)
-            for queue in self.queues:  # the queue's name is the consumer's tag
-                await channel.call(spec.Basic.Consume, "BssbbbbF", 0, queue, queue, False, False, False, False, {})
+            (self._tag,) = await channel.call(
+                spec.Basic.Consume, "BssbbbbF", 0, self.queue, "", False, False, False, False, {}
+            )
         except BaseException as exc:
             self._channel = None
             if channel is not None:
@@ -107,8 +116,7 @@ class Consumer:
 
     async def _declare_reply_queue(self, channel: Channel) -> None:
         arguments = {"x-expires": _REPLY_LIFE, "x-queue-type": "classic"}
-        (queue,) = self.queues
-        await channel.call(spec.Queue.Declare, "BsbbbbbF", 0, queue, False, True, False, False, False, arguments)
+        await channel.call(spec.Queue.Declare, "BsbbbbbF", 0, self.queue, False, True, False, False, False, arguments)
 
     async def detach(self) -> None:
         """Give the channel up, and with it all that it holds: the broker hands it out again. Idempotent."""
@@ -125,7 +133,7 @@ class Consumer:
         if channel is not None and channel.is_open:
             try:
                 if self._source.address.kind is Kind.REPLY:
-                    await channel.call(spec.Queue.Delete, "Bsbbb", 0, self.queues[0], False, False, False)
+                    await channel.call(spec.Queue.Delete, "Bsbbb", 0, self.queue, False, False, False)
                 elif self._source.dead:
                     await self._leave_dead_letters(channel)
             except Exception as exc:  # noqa: BLE001 - the connection is gone, and with it what was to be tidied up
@@ -137,14 +145,14 @@ class Consumer:
 
         A quorum queue takes back what a closed channel held a moment after the close was answered.
         """
-        (queue,) = self.queues
-        await channel.call(spec.Basic.Cancel, "sb", queue, False)
-        ready = await self._link.count(queue)  # some of what was requeued may be on its way to us instead
+        queue = self.queue
+        await channel.call(spec.Basic.Cancel, "sb", self._tag, False)
+        ready, _ = await self._link.count(queue)  # some of what was requeued may be on its way to us instead
         expected = len(self._held) + max(ready, self._returning)
         await channel.aclose()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _RETURN_TIMEOUT
-        while await self._link.count(queue) < expected and loop.time() < deadline:  # noqa: ASYNC110 - AMQP tells nobody
+        while (await self._link.count(queue))[0] < expected and loop.time() < deadline:  # noqa: ASYNC110 - AMQP tells nobody
             await asyncio.sleep(0.005)
 
     # -- arriving -----------------------------------------------------------------------------------------------
@@ -169,7 +177,7 @@ class Consumer:
             headers,
             self._deliveries(own),
             self._published_to(own, method, 14 + size),
-            receipt=Receipt(epoch, tag, method[5 : 5 + size].decode()),
+            receipt=Receipt(epoch, tag, self.queue),
             raw=Delivered(method, header, body),
         )
         self._on_message(received)

@@ -94,6 +94,11 @@ class Lanes:
             del self._lanes[key]
         return free
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether a message is held, or a key is to wait."""
+        return any(lane.held or lane.due for lane in self._lanes.values())
+
     def forget(self, now: float) -> None:
         """Drop all messages (the channel is lost, they come again), but remember which keys are to wait."""
         self._lanes = {key: _Lane(due=lane.due) for key, lane in self._lanes.items() if lane.due > now}

@@ -6,6 +6,7 @@
 ``rpc:price``               the queue of the requests ``price``
 ``reply:price:…``           a process's replies
 ``<queue>#2``               partition 2 of a keyed channel
+``<queue>#members``         empty; each process that consumes the partitions shows itself there
 ``<queue>.dlq``             the dead letters of a queue (of all its partitions together)
 ==========================  ===========================================================================
 
@@ -143,6 +144,10 @@ class Layout:
     def dead_queue(self, source: Source) -> str:
         """Return the queue of a source's dead letters."""
         return self.native(source.address).dead_letters or f"{self.group(source)}.dlq"
+
+    def members_queue(self, source: Source) -> str:
+        """Return the queue, always empty, whose consumers are the processes that share a source's partitions."""
+        return f"{self.group(source)}#members"
 
     def is_partitioned(self, address: Address) -> bool:
         """Whether the address's messages are split by key: not where an existing queue was named."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ class Link:
         self._wire: Wire | None = None
         self._reason = "not opened"
         self._up = asyncio.Event()
+        self._wanted = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -91,25 +93,41 @@ class Link:
             raise BrokerUnavailable(self._reason)
         return self._wire
 
+    async def ready(self) -> Wire:
+        """Return the connection; wait for it, while it is being repaired, as long as for a new one.
+
+        Raises:
+            BrokerUnavailable: It did not come back in time.
+        """
+        if self._wire is None and not self._closed:
+            self._wanted.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._target.timeout):
+                    await self.up()
+        return self.require()
+
     async def up(self) -> Wire:
         """Wait for the connection and return it."""
         while self._wire is None:
+            if self._closed:
+                raise ClosedError("the adapter is closed")
             self._up.clear()
             await self._up.wait()
         return self._wire
 
-    async def count(self, queue: str) -> int:
-        """Return how many messages are ready in *queue*; raises py-amqp's errors."""
-        channel = await self.require().channel()
+    async def count(self, queue: str) -> tuple[int, int]:
+        """Return how many messages are ready in *queue*, and how many consumers it has; raises py-amqp's errors."""
+        channel = await (await self.ready()).channel()
         try:
             reply = await channel.call(spec.Queue.Declare, "BsbbbbbF", 0, queue, True, False, False, False, False, {})
         finally:
             await channel.aclose()
-        return int(reply[1])
+        return int(reply[1]), int(reply[2])
 
     async def aclose(self) -> None:
         """Close. Idempotent."""
         self._closed = True
+        self._up.set()
         wire, self._wire, self._reason = self._wire, None, "closed"
         if self._keeper is not None:
             self._keeper.cancel()
@@ -131,12 +149,20 @@ class Link:
             self._on_change()
             pause = _FIRST_PAUSE
             while self._wire is None:
-                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreading load, not secrets
+                await self._rest(random.uniform(pause / 2, pause))  # noqa: S311 - spreading load, not secrets
                 try:
                     self._set(await self._connect())
                 except (BrokerUnavailable, AccessDenied) as exc:
                     self._reason = str(exc)
                     pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _rest(self, pause: float) -> None:
+        """Wait before the next attempt, but not for long when somebody needs the connection."""
+        await asyncio.sleep(min(pause, _FIRST_PAUSE))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(pause - _FIRST_PAUSE, 0)):
+                await self._wanted.wait()
+        self._wanted.clear()
 
     def _shown(self) -> str:
         return "{}:{}".format(*self.host)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from functools import partial
 
 from msgbus.adapter import (
     ATTEMPTS,
-    KEY,
     Ack,
     AdapterConfig,
     DeadLetter,
@@ -24,15 +21,15 @@ from msgbus.adapter import (
 )
 from msgbus.errors import BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, PublishError, SettleError
 from msgbus_rabbitmq._consumer import Consumer
-from msgbus_rabbitmq._lanes import Lanes, Receipt
+from msgbus_rabbitmq._lanes import Receipt
 from msgbus_rabbitmq._layout import Layout, Route
 from msgbus_rabbitmq._link import Link
 from msgbus_rabbitmq._message import CHANNEL
+from msgbus_rabbitmq._part import Part
 from msgbus_rabbitmq._publisher import Parcel, Publisher
+from msgbus_rabbitmq._shares import share_out
 
 __all__ = ["RabbitSubscription"]
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 
 
 class RabbitSubscription(Subscription):
@@ -59,24 +56,36 @@ class RabbitSubscription(Subscription):
         config: AdapterConfig,
     ) -> None:
         self.source = source
+        self.on_close: Callable[[RabbitSubscription], None] = lambda _: None
         self._link = link
         self._publisher = publisher
         self._layout = layout
-        self._repair = repair
-        self._clock = config.clock
-        self._broken = asyncio.Event()
-        self._consumer = Consumer(
-            link, layout, source, options.prefetch, on_message=self._on_message, on_lost=self._on_lost
-        )
-        self._lanes = Lanes() if source.address.keyed and not source.dead else None
-        self._ready: deque[Received] = deque()
+        queues = layout.queues(source)
+        keyed = source.address.keyed and not source.dead
+        share = -(-options.prefetch // len(queues))
+
+        def part(queue: str, *, keyed: bool) -> Part:
+            return Part(
+                partial(self._consumer, queue, share),
+                keyed=keyed,
+                clock=config.clock,
+                wake=self._wake,
+                repair=partial(repair, source),
+            )
+
+        self._parts = {queue: part(queue, keyed=keyed) for queue in queues}
+        self._presence = part(layout.members_queue(source), keyed=False) if len(queues) > 1 else None
+        self._turn = list(self._parts.values())
         self._waiting: asyncio.Future[None] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._timers: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
-        self.on_close: Callable[[RabbitSubscription], None] = lambda _: None
         if source.address.kind is Kind.REPLY:
-            (self.address,) = self._consumer.queues
+            (self.address,) = queues
+
+    def _consumer(
+        self, queue: str, prefetch: int, on_message: Callable[[Received], None], on_lost: Callable[[], None]
+    ) -> Consumer:
+        return Consumer(self._link, self._layout, self.source, queue, prefetch, on_message=on_message, on_lost=on_lost)
 
     async def open(self) -> None:
         """Begin to consume, and keep at it until closed.
@@ -85,53 +94,49 @@ class RabbitSubscription(Subscription):
             BrokerUnavailable: The connection is lost just now.
             TopologyError: There is no such queue.
         """
-        await self._consumer.open()
-        self._keeper = asyncio.create_task(self._keep())
+        await self._link.ready()
+        parts = list(self._parts.values())
+        jobs = [part.keep() for part in parts]
+        if self._presence is not None:
+            jobs += [self._presence.keep(), share_out(parts, self._members)]
+            parts.append(self._presence)
+        try:
+            for part in parts:
+                await part.consumer.open()
+        except BaseException:
+            for job in jobs:
+                job.close()
+            await self.aclose()
+            raise
+        self._tasks = [asyncio.create_task(job) for job in jobs]
+
+    async def _members(self) -> int:
+        """Return how many processes consume this source."""
+        _, consumers = await self._link.count(self._layout.members_queue(self.source))
+        return consumers
 
     @property
     def buffered(self) -> int:
         """How many messages have arrived and were not handed out yet."""
-        return len(self._ready)
-
-    async def _keep(self) -> None:
-        while True:
-            await self._broken.wait()
-            self._ready.clear()  # the broker hands all of it out again
-            if self._lanes is not None:
-                self._lanes.forget(self._clock.now())
-            await self._consumer.detach()
-            pause = _FIRST_PAUSE
-            while not self._consumer.is_open:
-                self._broken.clear()
-                try:
-                    await self._link.up()
-                    await self._repair(self.source)
-                    await self._consumer.open()
-                except MsgbusError as exc:
-                    self._consumer.trouble = str(exc)
-                    await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreading load
-                    pause = min(pause * 2, _LONGEST_PAUSE)
-
-    def _on_lost(self) -> None:
-        self._broken.set()
-        self._wake()
+        return sum(map(len, self._turn))
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
     async def receive(self, limit: int, wait: float) -> Sequence[Received]:
         """See `Subscription.receive`."""
-        if not self._ready and not self._closed:
+        if not self._closed and not any(part.can_take for part in self._turn):
             await self._wait(wait)
         if self._closed:
             raise ClosedError(f"the subscription to {self.source} is closed")
-        ready = self._ready
-        if not self._consumer.is_open:
-            raise BrokerUnavailable(self._consumer.trouble)
-        if len(ready) <= limit:
-            got = list(ready)
-            ready.clear()
-            return got
-        return [ready.popleft() for _ in range(limit)]
+        got: list[Received] = []
+        for part in self._turn:
+            if len(got) < limit:
+                got += part.take(limit - len(got))
+        if not got and not any(part.consumer.is_open for part in self._turn):
+            raise BrokerUnavailable(self._turn[0].consumer.trouble)
+        if len(self._turn) > 1:
+            self._turn.append(self._turn.pop(0))  # the next call begins with another part
+        return got
 
     async def _wait(self, wait: float) -> None:
         """Return when there is something to hand out, the channel is lost, or *wait* seconds are over."""
@@ -148,19 +153,6 @@ class RabbitSubscription(Subscription):
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
-    def _on_message(self, received: Received) -> None:
-        if self._lanes is not None and (key := received.headers.get(KEY)) is not None:
-            received.receipt.key = key
-            self._hand_out(self._lanes.arrive(received, self._clock.now()))
-        else:
-            self._ready.append(received)
-            self._wake()
-
-    def _hand_out(self, messages: list[Received]) -> None:
-        if messages:
-            self._ready.extend(messages)
-            self._wake()
-
     # -- settling -----------------------------------------------------------------------------------------------
 
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
@@ -170,7 +162,7 @@ class RabbitSubscription(Subscription):
         moves: list[tuple[int, Receipt, Parcel]] = []
         for index, outcome in enumerate(outcomes):
             receipt: Receipt = outcome.received.receipt
-            if not self._consumer.holds(receipt):
+            if not self._holds(receipt):
                 results[index] = LeaseLost("the connection the message came on is lost, or it was settled before")
             elif isinstance(outcome, Ack):
                 acks.append(receipt)
@@ -181,21 +173,23 @@ class RabbitSubscription(Subscription):
             await self._move(moves, results)
         return results
 
+    def _holds(self, receipt: Receipt) -> bool:
+        return not self._closed and self._parts[receipt.queue].consumer.holds(receipt)
+
     def _ack(self, receipts: list[Receipt]) -> None:
-        self._consumer.ack(receipts)
-        if self._lanes is not None:
-            now = self._clock.now()
-            for receipt in receipts:
-                if receipt.key is not None:
-                    self._hand_out(self._lanes.settled(receipt, now))
+        if len(self._turn) == 1:
+            self._turn[0].ack(receipts)
+            return
+        for queue in {receipt.queue for receipt in receipts}:
+            self._parts[queue].ack([receipt for receipt in receipts if receipt.queue == queue])
 
     def _give_back(self, nack: Nack) -> Parcel | None:
         """Return a message in place; or return the parcel that is to replace it."""
         received, receipt = nack.received, nack.received.receipt
-        if self._lanes is not None and receipt.key is not None:
-            self._give_back_in_order(self._lanes, nack)
+        part = self._parts[receipt.queue]
+        if part.hold(nack):
             return None
-        consumer = self._consumer
+        consumer = part.consumer
         in_place = consumer.counts if nack.counted else self.source.dead or not consumer.nack_counts
         if nack.delay <= 0 and in_place:
             consumer.requeue(receipt, counted=nack.counted)
@@ -203,29 +197,6 @@ class RabbitSubscription(Subscription):
         headers = _recounted(received, counted=nack.counted) if nack.headers is None else nack.headers
         route = Route("", receipt.queue, mandatory=True, extra=self._origin(received))
         return Parcel(route.delayed(nack.delay) if nack.delay > 0 else route, headers, received.body)
-
-    def _give_back_in_order(self, lanes: Lanes, nack: Nack) -> None:
-        received, receipt = nack.received, nack.received.receipt
-        now = self._clock.now()
-        if nack.counted:
-            received = replace(received, deliveries=max(received.deliveries, 1) + 1)
-        if nack.delay > 0:
-            self._later(receipt.key, nack.delay)
-        unseen = [message for message in self._ready if message.receipt.key == receipt.key]
-        if unseen:
-            self._ready = deque(message for message in self._ready if message.receipt.key != receipt.key)
-        self._hand_out(lanes.hold([received, *unseen], now + nack.delay, now))
-
-    def _later(self, key: str, delay: float) -> None:
-        """Look at a lane again after *delay* seconds."""
-        task = asyncio.create_task(self._release(key, delay))
-        self._timers.add(task)
-        task.add_done_callback(self._timers.discard)
-
-    async def _release(self, key: str, delay: float) -> None:
-        await self._clock.sleep(delay)
-        if self._lanes is not None:
-            self._hand_out(self._lanes.release(key, self._clock.now()))
 
     def _bury(self, outcome: DeadLetter) -> Parcel:
         received = outcome.received
@@ -247,7 +218,7 @@ class RabbitSubscription(Subscription):
             if error is not None:
                 results[index] = SettleError(f"its copy is not confirmed: {error}")
                 results[index].__cause__ = error  # type: ignore[union-attr]
-            elif not self._consumer.holds(receipt):
+            elif not self._holds(receipt):
                 results[index] = LeaseLost("the connection broke while the message was moved; it comes again")
             else:
                 done.append(receipt)
@@ -256,13 +227,13 @@ class RabbitSubscription(Subscription):
     async def aclose(self) -> None:
         """See `Subscription.aclose`."""
         self._closed = True
-        tasks = [task for task in (self._keeper, *self._timers) if task is not None]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._wake()
-        await self._consumer.aclose()
+        for part in self._turn if self._presence is None else [*self._turn, self._presence]:
+            await part.aclose()
         self.on_close(self)
 
 

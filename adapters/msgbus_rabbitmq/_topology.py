@@ -142,6 +142,8 @@ class _Create:
         """Declare what a source consumes, and its dead letters."""
         self.address(source.address)
         self._queues(source)
+        if self._layout.is_partitioned(source.address):
+            self.queue(self._layout.members_queue(source), {"x-queue-type": "classic"})
         quorum = {"x-queue-type": "quorum", "x-delivery-limit": _NEVER}
         self.queue(self._layout.dead_queue(source), quorum if self._is_quorum(source) else {"x-queue-type": "classic"})
 

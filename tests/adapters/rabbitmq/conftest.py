@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,7 +30,9 @@ from msgbus.adapter import (
 )
 from msgbus.errors import BrokerUnavailable, PublishError
 from msgbus_rabbitmq import RabbitMQAdapter
-from scripts.brokers import BrokerMissing, start
+from scripts.brokers.fixtures import brokers
+
+__all__ = ["brokers"]
 
 PATIENCE = 20.0
 """Seconds until something that must happen is given up."""
@@ -47,15 +49,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(scope="session")
-def broker() -> Iterator[Any]:
+@pytest.fixture
+def broker(brokers: Any) -> Any:
     """Return a running RabbitMQ."""
-    try:
-        broker = start("rabbitmq")
-    except BrokerMissing as exc:
-        pytest.skip(str(exc))
-    with broker:
-        yield broker
+    return brokers("rabbitmq")
 
 
 class Rig:

@@ -39,7 +39,7 @@ async def test_acks_are_coalesced(rig):
         subscription = await subscribe(adapter, source)
         got = await receive(subscription, 50)
         sent = []
-        subscription._consumer._send = lambda *frame: sent.append(frame)
+        subscription._turn[0].consumer._send = lambda *frame: sent.append(frame)
 
         await subscription.settle([Ack(message) for message in got[5:10]])
         await subscription.settle([Ack(message) for message in [*got[:5], *got[10:]]])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from msgbus.adapter import AdapterConfig, Address, BusURL, Kind, Provision, Source, Topology
+from msgbus.adapter import Ack, AdapterConfig, Address, BusURL, Kind, Provision, Source, Topology
 from msgbus.errors import ChannelError, ConfigError, TopologyError
 from msgbus_rabbitmq import RabbitMQAdapter
 from msgbus_rabbitmq._layout import Layout
@@ -100,6 +102,35 @@ async def test_partitions_without_a_key_or_from_a_foreign_producer(rig):
         assert foreign.receipt.queue.endswith("#0")
         assert {source.address.name} == {message.channel for message in got}
         assert {"content-type", "ce-id", "ce-type", "ce-specversion"} == set(got[0].headers)
+
+
+async def test_processes_share_the_partitions(rig):
+    source = rig.queue(keyed=True)
+    async with rig.adapter(source) as one, rig.adapter() as two:
+        subscriptions = [await subscribe(one, source), await subscribe(two, source)]
+        counts = [0, 0]
+        async with asyncio.timeout(20):
+            while counts[1] < 50:
+                await rig.publish(one, source, *(f"{n}" for n in range(20)))
+                for number, subscription in enumerate(subscriptions):
+                    got = await subscription.receive(20, 0.02)
+                    await subscription.settle([Ack(message) for message in got])
+                    counts[number] += len(got)
+
+        assert all(counts)
+
+
+async def test_another_partitioning_is_refused(rig):
+    source = rig.queue(keyed=True)
+    async with rig.adapter(source):
+        pass
+    for options in ("?partitions=2", "?partitions=8"):
+        with pytest.raises(TopologyError, match="partitions"):
+            async with rig.adapter(source, options=options):
+                pass
+    with pytest.raises(TopologyError, match="with a key"):
+        async with rig.adapter(Source(Address(Kind.QUEUE, source.address.name))):
+            pass
 
 
 async def test_a_second_process_takes_over_the_partitions(rig):
