@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import kombu
@@ -27,6 +28,7 @@ from msgbus.errors import ConfigError, PublishError, TopologyError
 from msgbus_rabbitmq._errors import translate
 from msgbus_rabbitmq._layout import MAX_DELAY, Layout
 from msgbus_rabbitmq._link import Link, Target
+from msgbus_rabbitmq._message import CHANNEL
 from msgbus_rabbitmq._options import Options
 from msgbus_rabbitmq._publisher import Parcel, Publisher
 from msgbus_rabbitmq._subscription import RabbitSubscription
@@ -55,6 +57,7 @@ class RabbitMQAdapter(Adapter):
             unroutable=True,
             durable=True,
             requests="channels",
+            remove=True,
             priority=True,
             max_body=self._options.max_body,
             max_batch=500,
@@ -165,6 +168,8 @@ class RabbitMQAdapter(Adapter):
         parcels = []
         for outgoing in batch:
             route = self._layout.route(outgoing.target, outgoing.headers)
+            if outgoing.channel and route.past_topics:
+                route = replace(route, extra={**route.extra, CHANNEL: outgoing.channel})
             if outgoing.delay > 0:
                 route = route.delayed(outgoing.delay)
             parcels.append(Parcel(route, outgoing.headers, outgoing.body))
@@ -205,6 +210,11 @@ class RabbitMQAdapter(Adapter):
             return (await self._consuming.count(self._layout.dead_queue(source)))[0]
         except NotFound:
             return 0
+
+    async def remove(self, source: Source) -> None:
+        """See `Adapter.remove`. Of a queue that was joined (``"declare": False``) only our dead letters go."""
+        await self._consuming.ready()
+        await self._declarer.remove(source)
 
     async def aclose(self) -> None:
         """See `Adapter.aclose`."""

@@ -61,6 +61,7 @@ class Route:
         key: The routing key.
         mandatory: Whether the broker must say so when no queue takes the message.
         persistent: Whether the message is written to disk.
+        past_topics: Whether it leads to one group of a topic, past the topic exchange.
         native: The channel's native options.
         extra: Headers of ours to add.
         method: The encoded ``basic.publish``.
@@ -70,6 +71,7 @@ class Route:
     key: str
     mandatory: bool
     persistent: bool = True
+    past_topics: bool = False
     native: Native = field(default_factory=Native)
     extra: Mapping[str, str] = field(default_factory=dict)
     method: bytes = field(init=False, repr=False)
@@ -149,6 +151,10 @@ class Layout:
         """Return the queue, always empty, whose consumers are the processes that share a source's partitions."""
         return f"{self.group(source)}#members"
 
+    def sorters(self, source: Source) -> tuple[str, str]:
+        """Return the exchanges that sort a keyed topic's messages into a group's partitions: by header, and others."""
+        return self.group(source), f"{self.group(source)}#"
+
     def is_partitioned(self, address: Address) -> bool:
         """Whether the address's messages are split by key: not where an existing queue was named."""
         return address.keyed and self.native(address).queue is None
@@ -192,7 +198,8 @@ class Layout:
         queues = self.queues(source)
         durable = source.address.kind not in (Kind.REQUEST, Kind.REPLY)
         name = queues[part] if part is not None and not source.dead else queues[0]
-        return Route("", name, mandatory=True, persistent=durable, native=native)
+        topic = source.address.kind is Kind.TOPIC
+        return Route("", name, mandatory=True, persistent=durable, past_topics=topic, native=native)
 
 
 def _escape(name: str) -> str:

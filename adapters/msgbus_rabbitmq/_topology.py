@@ -62,6 +62,29 @@ class Declarer:
             return
         await in_thread(self._run, list(addresses), list(sources))
 
+    async def remove(self, source: Source) -> None:
+        """See `Adapter.remove`."""
+        await in_thread(self._remove, source.alive)
+
+    def _remove(self, source: Source) -> None:
+        layout = self._layout
+        queues = [layout.dead_queue(source)]
+        if layout.native(source.address).declare:
+            queues += layout.queues(source)
+        exchanges = []
+        if layout.is_partitioned(source.address):
+            queues.append(layout.members_queue(source))
+            exchanges = [] if source.address.kind is not Kind.TOPIC else list(layout.sorters(source))
+        try:
+            with self._connect() as connection:
+                channel = connection.channel()
+                for queue in queues:
+                    channel.queue_delete(queue)
+                for exchange in exchanges:
+                    channel.exchange_delete(exchange)
+        except Exception as exc:
+            raise translate(exc, f"cannot remove {source}") from exc
+
     def _run(self, addresses: list[Address], sources: list[Source]) -> None:
         verify = self._provision is Provision.VERIFY
         try:
@@ -204,7 +227,7 @@ class _Create:
                 self.bind(queues[0], exchange, key)
             return
         # The partition is a header, so a group's own exchange sorts by it; what has none goes to the first.
-        sorter, rest = self._layout.group(source), f"{self._layout.group(source)}#"
+        sorter, rest = self._layout.sorters(source)
         self.exchange(rest, "fanout")
         self.bind(queues[0], rest, "")
         self.exchange(sorter, "headers", {"alternate-exchange": rest})
