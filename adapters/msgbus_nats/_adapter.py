@@ -146,7 +146,7 @@ class NatsAdapter(Adapter):
         headers = encode_headers(outgoing.headers)
         if isinstance(target, Source):
             place = self._names.place(target.address)
-            subject = self._names.direct(target)
+            subject = self._names.direct(target, outgoing.channel)
         else:
             place = self._names.place(target)
             subject = place.subject
@@ -228,6 +228,11 @@ class NatsAdapter(Adapter):
         self._check_open()
         return await self._inspector.browse(source, limit, after)
 
+    async def remove(self, source: Source) -> None:
+        """See `Adapter.remove`."""
+        self._check_open()
+        await self._provisioner.remove(source)
+
     async def aclose(self) -> None:
         """See `Adapter.aclose`."""
         if self._closed:
@@ -254,6 +259,7 @@ def _capabilities(options: NatsOptions, max_payload: int) -> Capabilities:
         lease="renewable",
         replay=True,
         browse=True,
+        remove=True,
         unroutable=True,
         dedupe_window=options.dedupe_window,
         durable=options.storage == "file",

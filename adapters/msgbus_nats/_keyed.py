@@ -124,7 +124,7 @@ class KeyedSubscription(StreamSubscription):
             lane.parked = [r for r in lane.parked if r.receipt is not receipt]
 
     def _lapsed(self, receipt: Receipt) -> None:
-        if self._held.get(receipt.seq) is receipt and receipt.pull.pin:
+        if self._held.get(receipt.seq) is receipt and receipt.pin == receipt.pull.pin:
             self._expect(receipt, 0.0)
         super()._lapsed(receipt)
 
@@ -224,6 +224,9 @@ class KeyedSubscription(StreamSubscription):
         """Look after what is due, what is overdue, and whose the partitions are."""
         super().tick()
         now = self._monotonic()
+        for pull in {r.pull for r in self._held.values() if r.handed and r.deadline < now}:
+            if pull.pin and pull not in self._resting:  # nobody here keeps its messages: others shall get them
+                self._link.spawn(self._try_to_release(pull))
         for key, lane in list(self._lanes.items()):
             if lane.away and min(lane.away.values()) < now and self._link.client is not None:
                 lane.away = {seq: due for seq, due in lane.away.items() if due >= now}

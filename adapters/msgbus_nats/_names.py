@@ -205,8 +205,12 @@ class Names:
             return "work"
         return _short(f"{token(source.group)}@{token(source.address.name)}", source)
 
-    def direct(self, source: Source) -> str:
+    def direct(self, source: Source, channel: str = "") -> str:
         """Return the subject that reaches one source and nobody else, with ``{}`` for the partition if it has any.
+
+        Args:
+            source: The source.
+            channel: What the message was first published to, if the source is a pattern's.
 
         Raises:
             ChannelError: There is none, because the topic's stream is not ours.
@@ -216,7 +220,7 @@ class Names:
             return place.subject
         if place.stream and not place.shared:
             raise ChannelError(f"{source}: its stream is joined, so nothing reaches this one group alone")
-        channel = "_" if is_pattern(source.address.name) else source.address.name
+        channel = (channel or "_") if is_pattern(source.address.name) else source.address.name
         return f"{self.prefix}.direct.{self.consumer(source)}{'@{}' if place.partitions else ''}.{channel}"
 
     def dead_subject(self, source: Source, channel: str) -> str:

@@ -193,7 +193,6 @@ class Provisioner:
             raise UnsupportedFeature("nats", f"replay of {source}", "only topics keep what was consumed")
         for work in self._names.consumers(source):
             await self.delete_consumer(work)
-            self._floors.pop(work, None)
             try:
                 await self._create_consumer(work, self._consumer(source, work) | _deliver_from(start))
             except ApiError as exc:
@@ -202,11 +201,32 @@ class Provisioner:
 
     async def delete_consumer(self, work: Work) -> None:
         """Delete a consumer if it exists."""
+        self._floors.pop(work, None)
+        await self._undo(f"CONSUMER.DELETE.{work.stream}.{work.name}")
+
+    async def _undo(self, endpoint: str, body: dict[str, Any] | None = None) -> None:
         try:
-            await self._link.call(f"CONSUMER.DELETE.{work.stream}.{work.name}")
+            await self._link.call(endpoint, body)
         except ApiError as exc:
             if exc.err_code not in (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND):
                 raise
+
+    async def remove(self, source: Source) -> None:
+        """Remove a source with its messages and dead letters."""
+        place = self._names.place(source.address)
+        if place.stream and not place.ours:
+            raise TopologyError(f"stream {place.stream!r} is joined, not ours: remove {source} with the tools of NATS")
+        (graves,) = self._names.consumers(source.dead_letters)
+        await self.delete_consumer(graves)
+        doomed = [(graves.stream, graves.filters[0])]
+        if place.stream and source.address.kind is not Kind.TOPIC:
+            await self._undo(f"STREAM.DELETE.{place.stream}")
+        elif place.stream:
+            for work in self._names.consumers(source):
+                await self.delete_consumer(work)
+                doomed.append((work.stream, work.filters[0]))
+        for stream, subject in doomed:
+            await self._undo(f"STREAM.PURGE.{stream}", {"filter": subject})
 
     async def fit(self, work: Work, lease: float, pending: int) -> float:
         """Fit a consumer to a subscriber's lease and prefetch; return its ``ack_wait`` from now on.
@@ -230,11 +250,7 @@ class Provisioner:
 
     async def unpin(self, work: Work) -> None:
         """Let somebody else have a partition."""
-        try:
-            await self._link.call(f"CONSUMER.UNPIN.{work.stream}.{work.name}", {"group": PIN_GROUP})
-        except ApiError as exc:
-            if exc.err_code not in (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND):
-                raise
+        await self._undo(f"CONSUMER.UNPIN.{work.stream}.{work.name}", {"group": PIN_GROUP})
 
     async def info(self, work: Work) -> dict[str, Any]:
         """Return the server's account of a consumer, and remember how far it is."""
