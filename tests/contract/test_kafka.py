@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from msgbus.testing import AdapterContract, Harness
 from scripts.brokers.fixtures import brokers
@@ -37,6 +39,16 @@ class KafkaHarness(Harness):
     async def kill(self):
         await asyncio.to_thread(self._broker.kill)
         await asyncio.to_thread(self._broker.start)
+
+    async def fill(self, address):
+        # A compacted topic takes no message without a key.
+        admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{self._broker.port}")
+        await admin.start()
+        try:
+            policy = {"cleanup.policy": "compact"}
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, address.name, policy)])
+        finally:
+            await admin.close()
 
     async def cut(self):
         await asyncio.to_thread(self._proxy.cut)

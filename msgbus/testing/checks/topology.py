@@ -238,5 +238,8 @@ async def a_removed_group_is_gone(t: Case) -> None:
     tap = await t.tap(kept)
     complete(await tap.drain(5), numbered(5))
     tap, dead = await t.tap(removed), await t.tap(removed.dead_letters)
-    assert bodies(await tap.drain(1)) == [b"4"]
+    got = bodies(await tap.drain(1))
+    while t.capabilities.replay and b"4" not in got:  # a log may give a new group all that it still has
+        got += bodies(await tap.drain(1))
+    assert got[-1] == b"4"
     await dead.expect_nothing()
