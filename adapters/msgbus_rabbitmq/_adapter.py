@@ -24,7 +24,7 @@ from msgbus.adapter import (
     Topology,
     parse_options,
 )
-from msgbus.errors import ConfigError, PublishError, TopologyError
+from msgbus.errors import ChannelError, ConfigError, PublishError, PublishRejected, TopologyError
 from msgbus_rabbitmq._errors import translate
 from msgbus_rabbitmq._layout import MAX_DELAY, Layout
 from msgbus_rabbitmq._link import Link, Target
@@ -165,15 +165,25 @@ class RabbitMQAdapter(Adapter):
 
     async def publish(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
         """See `Adapter.publish`."""
-        parcels = []
-        for outgoing in batch:
-            route = self._layout.route(outgoing.target, outgoing.headers)
-            if outgoing.channel and route.past_topics:
-                route = replace(route, extra={**route.extra, CHANNEL: outgoing.channel})
-            if outgoing.delay > 0:
-                route = route.delayed(outgoing.delay)
-            parcels.append(Parcel(route, outgoing.headers, outgoing.body))
-        return await self._publisher.send(parcels)
+        results: list[PublishError | None] = [None] * len(batch)
+        parcels: dict[int, Parcel] = {}
+        for index, outgoing in enumerate(batch):
+            try:
+                parcels[index] = self._parcel(outgoing)
+            except (ConfigError, ChannelError) as exc:  # one message's channel must not fail the others
+                error = results[index] = PublishRejected(str(exc))
+                error.__cause__ = exc
+        for index, failure in zip(parcels, await self._publisher.send(list(parcels.values())), strict=True):
+            results[index] = failure
+        return results
+
+    def _parcel(self, outgoing: Outgoing) -> Parcel:
+        route = self._layout.route(outgoing.target, outgoing.headers)
+        if outgoing.channel and route.past_topics:
+            route = replace(route, extra={**route.extra, CHANNEL: outgoing.channel})
+        if outgoing.delay > 0:
+            route = route.delayed(outgoing.delay)
+        return Parcel(route, outgoing.headers, outgoing.body)
 
     async def subscribe(self, source: Source, options: SubscribeOptions) -> RabbitSubscription:
         """See `Adapter.subscribe`."""

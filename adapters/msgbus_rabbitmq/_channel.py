@@ -99,7 +99,7 @@ class Channel:
         return await reply
 
     def send(self, method: Signature, form: str = "", *arguments: Any) -> None:
-        """Send a method without waiting."""
+        """Send a method without waiting. The caller knows the channel to be open."""
         self.wire.write(frame(METHOD, self.number, method_payload(method, form, *arguments)))
 
     async def aclose(self) -> None:

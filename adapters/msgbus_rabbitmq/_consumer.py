@@ -78,11 +78,11 @@ class Consumer:
     @property
     def is_open(self) -> bool:
         """Whether messages arrive."""
-        return self._channel is not None and not self._lost
+        return self._channel is not None and self._channel.is_open and not self._lost
 
     def holds(self, receipt: Receipt) -> bool:
         """Whether a message is ours to settle."""
-        return receipt.epoch == self._epoch and receipt.tag in self._held and not self._lost
+        return receipt.epoch == self._epoch and receipt.tag in self._held and self.is_open
 
     async def open(self) -> None:
         """Begin to consume on a new channel.

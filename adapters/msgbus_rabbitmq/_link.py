@@ -86,11 +86,12 @@ class Link:
 
         Raises:
             BrokerUnavailable: There is none now.
+            ClosedError: The adapter was closed, or not opened.
         """
         if self._closed:
             raise ClosedError("the adapter is closed")
         if self._wire is None:
-            raise BrokerUnavailable(self._reason)
+            raise BrokerUnavailable(self._reason) if self._keeper else ClosedError("the adapter is not open")
         return self._wire
 
     async def ready(self) -> Wire:
@@ -99,7 +100,7 @@ class Link:
         Raises:
             BrokerUnavailable: It did not come back in time.
         """
-        if self._wire is None and not self._closed:
+        if self._wire is None and self._keeper and not self._closed:
             self._wanted.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._target.timeout):

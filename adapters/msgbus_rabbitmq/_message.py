@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from struct import Struct
+from struct import Struct, error
 from typing import Any
 
 from amqp.basic_message import Message
+from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import decode_properties_basic, loads
 
 from msgbus.adapter import CONTENT_TYPE, CORRELATION_ID, ID, REPLY_TO, SOURCE, TIME, TYPE
@@ -132,7 +133,10 @@ def read_headers(header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
     offset = 14
     for flag, name in _present(header[12] << 8 | header[13]):
         if name:
-            offset = _read_short(header, offset, headers, name)
+            stop = offset + 1 + header[offset]
+            if name not in headers:
+                headers[name] = header[offset + 1 : stop].decode(errors="replace")
+            offset = stop
         elif flag == _HEADERS:
             offset = _read_table(header, offset, headers, own)
         elif flag == _TIMESTAMP:
@@ -151,13 +155,6 @@ def _present(flags: int) -> tuple[tuple[int, str], ...]:
     return tuple((flag, names.get(flag, "")) for flag in _ALL if flags & flag)
 
 
-def _read_short(data: bytes, offset: int, headers: dict[str, str], name: str) -> int:
-    stop = offset + 1 + data[offset]
-    if name not in headers:
-        headers[name] = data[offset + 1 : stop].decode(errors="replace")
-    return stop
-
-
 def _read_table(data: bytes, start: int, headers: dict[str, str], own: dict[str, Any]) -> int:
     """Read the header table; what is not a text string takes py-amqp's way."""
     unpack = _LONG.unpack_from
@@ -174,12 +171,16 @@ def _read_table(data: bytes, start: int, headers: dict[str, str], own: dict[str,
             (own[name],) = _INTEGER.unpack_from(data, after + 1)
             offset = after + 9
         else:
-            _read_mixed_table(loads("F", data, start)[0][0], headers, own)
+            _read_mixed_table(data, start, headers, own)
             break
     return stop
 
 
-def _read_mixed_table(table: Mapping[str, Any], headers: dict[str, str], own: dict[str, Any]) -> None:
+def _read_mixed_table(data: bytes, start: int, headers: dict[str, str], own: dict[str, Any]) -> None:
+    try:
+        (table,), _ = loads("F", data, start)
+    except (ValueError, OverflowError, OSError, error, FrameSyntaxError):
+        return  # a foreign producer's nonsense, such as a time in milliseconds: the message is whole without it
     for name, value in table.items():
         if _is_own(name):
             own[name] = value

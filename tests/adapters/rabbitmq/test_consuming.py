@@ -217,6 +217,27 @@ async def test_settling_after_the_channel_is_lost_sends_nothing(rig):
         assert sorted(await take(subscription, 2)) == ["a", "b"]
 
 
+async def test_a_channel_error_is_repaired_and_nothing_is_sent_on_the_dead_channel(rig):
+    """An ack of a tag that never was closes the channel (406), not the connection."""
+    source, other = rig.queue(), rig.queue()
+    async with rig.adapter(source, other) as adapter:
+        await rig.publish(adapter, source, "a", "b")
+        subscription, neighbour = await subscribe(adapter, source), await subscribe(adapter, other)
+        first, second = await receive(subscription, 2)
+        wire = adapter._consuming.require()
+        subscription._turn[0].consumer._send(spec.Basic.Ack, 99, 0)
+        channel = subscription._turn[0].consumer._channel
+        await asyncio.wait([channel.closed])
+
+        errors = await subscription.settle([Ack(first), Nack(second)])
+
+        assert [type(error) for error in errors] == [LeaseLost, LeaseLost]
+        assert sorted(await take(subscription, 2)) == ["a", "b"]
+        await rig.publish(adapter, other, "c")
+        assert await take(neighbour, 1) == ["c"]
+        assert adapter._consuming.require() is wire
+
+
 async def test_settling_twice_is_refused(rig):
     source = rig.queue()
     async with rig.adapter(source) as adapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import struct
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
@@ -10,8 +11,9 @@ import kombu
 import pika
 import pytest
 
-from msgbus.adapter import Ack, Address, DeadLetter, Kind, Nack, Source
-from msgbus.errors import ConfigError
+from msgbus.adapter import Ack, Address, DeadLetter, Kind, Nack, Source, Topology
+from msgbus.errors import ConfigError, PublishRejected
+from msgbus_rabbitmq._message import read_headers
 from tests.adapters.rabbitmq.conftest import receive, subscribe, take
 
 
@@ -171,10 +173,22 @@ async def test_bindings_of_ones_own(rig, channel):
 
 
 async def test_an_unknown_native_option_is_refused_by_name(rig):
-    async with rig.adapter() as adapter:
-        source = rig.queue(native={"queue_typo": "classic"})
+    good, bad = rig.queue(), rig.queue(native={"queue_typo": "classic"})
+    async with rig.adapter(good) as adapter:
         with pytest.raises(ConfigError, match="queue_typo"):
-            await adapter.publish([rig.message(source, "a")])
+            await adapter.declare(Topology((bad.address,)))
+        results = await adapter.publish([rig.message(good, "a"), rig.message(bad, "b"), rig.message(good, "c")])
+
+        assert [error and type(error) for error in results] == [None, PublishRejected, None]
+        assert "queue_typo" in str(results[1])
+
+
+def test_a_header_table_that_cannot_be_read_costs_its_headers_only():
+    milliseconds = 1_700_000_000_000_000
+    table = b"\x04whenT" + milliseconds.to_bytes(8, "big")
+    header = struct.pack(">HHQHI", 60, 0, 0, 0x2080, len(table)) + table + b"\x02id"
+
+    assert read_headers(header) == ({"ce-id": "id"}, {})
 
 
 async def test_priorities(rig):
