@@ -12,6 +12,7 @@ from msgbus.errors import (
     BrokerUnavailable,
     ConfirmLost,
     MessageTooLarge,
+    NotSent,
     PublishRejected,
     Unroutable,
 )
@@ -212,3 +213,49 @@ async def test_a_lost_connection_is_said_to_be_retryable(rig):
         with pytest.raises(BrokerUnavailable, match="cut"):
             await adapter.publish(batch)
         assert await persist(adapter, batch) == [None] * 200
+
+
+async def test_more_than_the_window_waits_and_keeps_order(rig):
+    source = rig.queue()
+    texts = [str(i) for i in range(5000)]
+    async with rig.adapter(source) as adapter:
+        publishing = asyncio.ensure_future(adapter.publish([rig.message(source, text) for text in texts]))
+        subscription = await subscribe(adapter, source, prefetch=1000)
+        got = []
+        while len(got) < len(texts):
+            assert adapter._publisher._line is None or len(adapter._publisher._line._pending) <= 2000
+            got += await take(subscription, 1000)
+
+        assert await publishing == [None] * len(texts)
+        assert got == texts
+
+
+async def test_a_connection_lost_in_the_middle_of_a_batch(rig):
+    """What was confirmed is confirmed, what was written is unknown, what was not written is certain."""
+    source = rig.queue()
+    async with rig.adapter(source) as adapter:
+        await rig.publish(adapter, source, "warm")
+        publishing = asyncio.ensure_future(adapter.publish([rig.message(source, str(i)) for i in range(6000)]))
+        await eventually(lambda: adapter._publisher._line._tag > 2500, "some are confirmed, and more are written")
+        adapter._publishing.require().abort(ConnectionResetError("cut"))
+
+        results = await publishing
+
+        kinds = [type(error) for error in results if error is not None]
+        assert results[0] is None
+        assert kinds[0] is ConfirmLost
+        assert isinstance(results[-1], NotSent)
+        assert all(error.retryable for error in results if error is not None)
+
+
+async def test_large_messages_wait_for_the_socket(rig):
+    source = rig.queue(native={"queue_type": "classic"})
+    body = secrets.token_bytes(1_000_000)
+    async with rig.adapter(source) as adapter:
+        batch = [Outgoing(source.address, body, {ID: str(i)}, str(i)) for i in range(30)]
+        publishing = asyncio.ensure_future(adapter.publish(batch))
+        await eventually(lambda: adapter._publishing.require()._paused, "the transport is full")
+
+        assert await publishing == [None] * 30
+        got = await receive(await subscribe(adapter, source), 30)
+        assert all(message.body == body for message in got)

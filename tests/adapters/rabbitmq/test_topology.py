@@ -212,3 +212,23 @@ def test_a_delay_is_rounded_up_and_hardly(ticks):
     assert ticks <= total <= ticks * 1.016
     assert len(levels) <= 7
     assert route.delayed(ticks / 10).exchange == f"msgbus:delay:{max(levels)}"
+
+
+async def test_removing_leaves_nothing_and_what_was_joined_alone(rig):
+    keyed, joined = rig.topic(keyed=True), rig.queue()
+    async with rig.adapter(keyed, joined) as adapter:
+        native = {"queue": joined.address.name, "declare": False, "dead_letters": rig.name("dead")}
+        legacy = Source(Address(Kind.QUEUE, "legacy", native=native))
+        await adapter.declare(Topology(sources=(legacy,)))
+
+        for source in (keyed, legacy):
+            await adapter.remove(source)
+            await adapter.remove(source)
+
+        with pytest.raises(TopologyError):
+            await adapter.stats(keyed)
+        assert (await adapter.stats(joined)).ready == 0
+        assert (await adapter.publish([rig.message(keyed, "a", key="k")])) == [None]
+        names = rig.broker.ctl("list_exchanges", "name") + rig.broker.ctl("list_queues", "name")
+        assert keyed.address.name not in names
+        assert native["dead_letters"] not in names
