@@ -83,6 +83,7 @@ class Link:
         self.ticked = config.clock.monotonic()
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._members: list[Member] = []
+        self.on_complaint: Callable[[str], None] = lambda _: None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lost = asyncio.Event()
         self._gone: asyncio.Future[None] | None = None
@@ -279,6 +280,7 @@ class Link:
     def _on_error(self, client: NatsClient, exc: Exception) -> None:
         if self.client is client:
             _log.warning("%s: %s", self._url, exc)
+            self.on_complaint(str(exc))
 
     def _on_lost(self, client: NatsClient) -> None:
         if self.client is client:
