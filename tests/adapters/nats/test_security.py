@@ -203,10 +203,10 @@ def test_tls_first_and_client_certificates(serve, certificates):
     kit = serve(tls_block(certificates, f'ca_file: "{certificates}/ca.pem", verify: true, handshake_first: true'))
 
     async def body():
-        mine = f"&tls_ca={certificates}/ca.pem&tls_cert={certificates}/client.pem&tls_key={certificates}/client.key"
-        await works(kit, at(kit), f"{mine}&tls_first=true")
+        trust = f"&tls_first=true&tls_ca={certificates}/ca.pem"
+        await works(kit, at(kit), f"{trust}&tls_cert={certificates}/client.pem&tls_key={certificates}/client.key")
         with pytest.raises(BrokerUnavailable):
-            await works(kit, at(kit), f"&tls_ca={certificates}/ca.pem&tls_first=true")
+            await works(kit, at(kit), trust)
         with pytest.raises(ConfigError, match="TLS options"):
             await works(kit, at(kit), f"&tls_ca={certificates}/nothing.pem")
 
