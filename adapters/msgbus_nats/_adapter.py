@@ -109,6 +109,7 @@ class NatsAdapter(Adapter):
     async def declare(self, topology: Topology) -> None:
         """See `Adapter.declare`."""
         self._check_open()
+        await self._link.ready()
         for source in topology.sources:
             if source.address.keyed and self._link.version < PINNING_SINCE:
                 raise UnsupportedFeature("nats", "order by key", "it needs nats-server 2.11 or later")
@@ -196,6 +197,7 @@ class NatsAdapter(Adapter):
     async def subscribe(self, source: Source, options: SubscribeOptions) -> Subscription:
         """See `Adapter.subscribe`."""
         self._check_open()
+        await self._link.ready()
         self._subscriptions = {s for s in self._subscriptions if not getattr(s, "_closed", False)}
         if source.address.kind is Kind.REPLY or not (source.dead or self._names.place(source.address).stream):
             if options.start is not None:

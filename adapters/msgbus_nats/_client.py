@@ -110,6 +110,7 @@ class Dialer:
             else:
                 first.append(exc)
 
+        credentials, tls = self._credentials(client), self._tls()
         try:
             await client.connect(
                 servers=[server],
@@ -125,8 +126,8 @@ class Dialer:
                 connect_timeout=max(1, round(self._config.connect_timeout / 2)),
                 pending_size=-1,
                 inbox_prefix=self._options.inbox,
-                **self._credentials(client),
-                **self._tls(),
+                **credentials,
+                **tls,
             )
             self._check(client)
         except (errors.Error, OSError, TimeoutError) as exc:

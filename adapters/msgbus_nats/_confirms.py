@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = ["Confirms", "Job", "Mode"]
 
 _WINDOW = 32 * 1024 * 1024
 """Bytes that may be unconfirmed at once. The server refuses more than 128 MiB per stream from all clients."""
+_FORBIDDEN = re.compile(r'permissions violation for publish to "(.+?)"')
 _REMEMBERED = 10_000
 """How many requests are remembered for answers from responders that know nothing of msgbus's headers."""
 
@@ -119,6 +121,7 @@ class Confirms:
         self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._bytes = 0
         self._room = asyncio.Event()
+        link.on_complaint = self._complained
 
     async def attach(self, client: Client) -> None:
         """Listen for confirmations on a new connection."""
@@ -239,6 +242,13 @@ class Confirms:
             self._on_answer(*request, message)
         if number in self._pending:
             self._resolve(number, self._verdict(number, data, nobody=nobody))
+
+    def _complained(self, text: str) -> None:
+        """Refuse what the server drops for want of permission: it tells the connection, not the message."""
+        if match := _FORBIDDEN.search(text):
+            for number, (batch, index) in list(self._pending.items()):
+                if batch.jobs[index].subject.lower() == match[1]:
+                    self._resolve(number, PublishRejected(f"no permission to publish to {batch.jobs[index].subject!r}"))
 
     def _verdict(self, number: int, data: bytes, *, nobody: bool) -> PublishError | None:
         batch, index = self._pending[number]

@@ -37,7 +37,7 @@ _TICK = 0.25
 """Seconds between two ticks. It is how exactly the moment is known at which a message arrived."""
 _PROBE = 3.0
 """Seconds between two round trips that prove the connection alive, and how long each may take."""
-_BACKOFF = (0.05, 5.0)
+_BACKOFF = (0.05, 2.0)
 """Seconds before the second attempt to connect, and the most between two attempts."""
 
 
@@ -83,11 +83,13 @@ class Link:
         self.ticked = config.clock.monotonic()
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._members: list[Member] = []
+        self.on_complaint: Callable[[str], None] = lambda _: None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lost = asyncio.Event()
         self._gone: asyncio.Future[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._syncing = False
+        self._arrivals: list[asyncio.Future[None]] = []
         self._counter = 0
         self._closed = False
 
@@ -110,6 +112,7 @@ class Link:
         self._closed = True
         client, self.client = self.client, None
         self._drop("the adapter was closed")
+        self._greet()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -159,6 +162,14 @@ class Link:
                 raise ClosedError("the nats adapter is closed")
             raise BrokerUnavailable(f"no connection to {self._url}")
         return self.client
+
+    async def ready(self) -> None:
+        """Wait for a connection as long as the first one may take; raises `BrokerUnavailable` if there is none."""
+        if self.client is None and not self._closed:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._arrivals.append(waiter)
+            await asyncio.wait([waiter], timeout=self._config.connect_timeout)
+        self.use()
 
     def number(self) -> int:
         """Return a number that was not used before."""
@@ -275,10 +286,18 @@ class Link:
         for member in list(self._members):
             await member.attach(client)
         self._on_health(Health(True))
+        self._greet()
+
+    def _greet(self) -> None:
+        arrivals, self._arrivals = self._arrivals, []
+        for waiter in arrivals:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _on_error(self, client: NatsClient, exc: Exception) -> None:
         if self.client is client:
             _log.warning("%s: %s", self._url, exc)
+            self.on_complaint(str(exc))
 
     def _on_lost(self, client: NatsClient) -> None:
         if self.client is client:

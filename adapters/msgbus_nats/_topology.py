@@ -134,9 +134,9 @@ class Provisioner:
 
     async def _ensure_consumer(self, source: Source, work: Work) -> None:
         config = self._consumer(source, work)
-        if await self._verify(work, config):
-            return
         joined = not source.dead and not self._names.place(source.address).ours
+        if await self._verify(work, config, joined=joined):
+            return
         if self._provision is not Provision.CREATE or joined:
             raise TopologyError(f"stream {work.stream!r} has no consumer {work.name!r}")
         if work in self._floors and config["deliver_policy"] == "new":
@@ -145,14 +145,14 @@ class Provisioner:
         try:
             await self._create_consumer(work, config)
         except ApiError as exc:
-            if exc.err_code not in CONSUMER_EXISTS or not await self._verify(work, config):
+            if exc.err_code not in CONSUMER_EXISTS or not await self._verify(work, config, joined=joined):
                 raise TopologyError(f"consumer {work.name!r} on {work.stream!r}: {exc.description}") from exc
 
-    async def _verify(self, work: Work, config: dict[str, Any]) -> bool:
+    async def _verify(self, work: Work, config: dict[str, Any], *, joined: bool) -> bool:
         existing = await self._info(f"CONSUMER.INFO.{work.stream}.{work.name}", CONSUMER_NOT_FOUND)
         if existing is None:
             return False
-        drift = _consumer_drift(existing["config"], config)
+        drift = _consumer_drift(existing["config"], config, joined=joined)
         if drift:
             raise TopologyError(f"consumer {work.name!r} on stream {work.stream!r} differs: {'; '.join(drift)}")
         return True
@@ -291,16 +291,17 @@ def _stream_drift(existing: dict[str, Any], wanted: dict[str, Any], *, ours: boo
     return drift
 
 
-def _consumer_drift(existing: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _consumer_drift(existing: dict[str, Any], wanted: dict[str, Any], *, joined: bool) -> list[str]:
+    """Name what differs; whoever made a consumer that is merely joined has a reason for its limits."""
     have = existing.get("filter_subjects") or [existing.get("filter_subject", "")]
     drift = []
-    if sorted(have) != sorted(wanted["filter_subjects"]) and have != [""]:
+    if sorted(have) != sorted(wanted["filter_subjects"]) and not (joined and have == [""]):
         drift.append(f"it takes {', '.join(have)}, declared {', '.join(wanted['filter_subjects'])}")
     if existing.get("deliver_subject"):
         drift.append("it is a push consumer, declared is a pull consumer")
     return drift + [
         f"{name} is {existing.get(name)!r}, declared {wanted.get(name)!r}"
-        for name in ("ack_policy", "max_deliver", "priority_policy")
+        for name in (("ack_policy",) if joined else ("ack_policy", "max_deliver", "priority_policy"))
         if existing.get(name) != wanted.get(name)
     ]
 
