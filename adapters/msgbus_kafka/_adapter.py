@@ -351,7 +351,8 @@ class KafkaAdapter(Adapter):
         """Count; see `Adapter.stats`. What is in flight is known of this process only."""
         self._ensure_open()
         topics, group = await self._topics_of(source), group_of(source)
-        await self._must_exist(dead_of(source))  # of a topic's group this is all that shows it was declared
+        if source.group:
+            await self._must_exist(dead_of(source))  # all that shows that the group was declared
         mine = [s for s, of in self._subscriptions.items() if of == source and isinstance(s, KafkaSubscription)]
         for subscription in mine:
             await subscription.flush()

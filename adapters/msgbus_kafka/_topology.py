@@ -206,6 +206,9 @@ async def remove(cluster: Cluster, source: Source) -> None:
     if not source.group:
         topics.append(topic_of(source.address))
     await cluster.delete(topics, [group_of(source), group_of(source.dead_letters)])
+    deadline = time.monotonic() + _PROPAGATION
+    while await cluster.topics(topics) and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
 
 
 async def _create(
