@@ -116,7 +116,12 @@ class BatchDispatcher:
                 await self._release(items)
                 raise
             failures = dict.fromkeys(range(len(items)), exc)
-        await asyncio.gather(*(self._judge(item, failures.get(index)) for index, item in enumerate(items)))
+        verdicts = [self._judge(item, failures.get(index)) for index, item in enumerate(items)]
+        if self._guard is None:  # nothing to wait for, so no task for each
+            for verdict in verdicts:
+                await verdict
+        else:
+            await asyncio.gather(*verdicts)
 
     async def _judge(self, item: _Item, error: BaseException | None) -> None:
         if error is not None:

