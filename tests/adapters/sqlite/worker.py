@@ -32,7 +32,11 @@ async def produce(adapter: SQLiteAdapter, keyed: str, first: str, count: str) ->
 
 
 async def consume(adapter: SQLiteAdapter, keyed: str) -> None:
-    """Receive and ack until told to stop; print for each message who held it from when to when."""
+    """Receive and ack until told to stop; then print for each message who held it from when to when.
+
+    Not before: nobody reads the pipe until then, and a consumer that waits for room in it keeps its messages.
+    """
+    lines: list[tuple[object, ...]] = []
     stopped = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     consumer = await adapter.subscribe(Source(address(keyed)), SubscribeOptions(prefetch=100))
     while not stopped.done():
@@ -43,9 +47,10 @@ async def consume(adapter: SQLiteAdapter, keyed: str) -> None:
         end = time.monotonic()
         errors = await consumer.settle([Ack(m) if m in good else Nack(m) for m in received])
         assert not any(errors), errors
-        for message in good:
-            print(message.headers[ID], message.key, message.deliveries, start, end)
+        lines += [(message.headers[ID], message.key, message.deliveries, start, end) for message in good]
     await consumer.aclose()
+    for line in lines:
+        print(*line)
 
 
 async def hold(adapter: SQLiteAdapter, keyed: str, lease: str) -> None:
