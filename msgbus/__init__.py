@@ -20,14 +20,14 @@ from msgbus._version import __version__
 if TYPE_CHECKING:
     from msgbus._backoff import Retry
     from msgbus._bus import Bus
-    from msgbus._channel import Channel, Queue, RequestReply, Topic
+    from msgbus._channel import Channel, Queue, RequestReply, ScatterGather, Topic
     from msgbus._codec import Codec, JSONCodec
     from msgbus._dead_letters import DeadLetterBox, DeadMessage
     from msgbus._delivery import Delivery
     from msgbus._failure import DeadReason, Report
     from msgbus._idempotency import Idempotency
     from msgbus._message import Message
-    from msgbus._session import HealthReport
+    from msgbus._session import Gathered, HealthReport
     from msgbus._sync import SyncBus
     from msgbus._typing import ManyOptions, PublishOptions
     from msgbus._url import BusURL
@@ -45,6 +45,7 @@ _HOMES = {
     "DeadMessage": "msgbus._dead_letters",
     "DeadReason": "msgbus._failure",
     "Delivery": "msgbus._delivery",
+    "Gathered": "msgbus._session",
     "HealthReport": "msgbus._session",
     "Idempotency": "msgbus._idempotency",
     "JSONCodec": "msgbus._codec",
@@ -59,6 +60,7 @@ _HOMES = {
     "RequestReply": "msgbus._channel",
     "Retry": "msgbus._backoff",
     "RetryAfter": "msgbus.errors",
+    "ScatterGather": "msgbus._channel",
     "Stats": "msgbus.adapter",
     "SyncBus": "msgbus._sync",
     "TestBus": "msgbus.testing.testbus",
@@ -76,6 +78,7 @@ __all__ = [
     "DeadMessage",
     "DeadReason",
     "Delivery",
+    "Gathered",
     "HealthReport",
     "Idempotency",
     "JSONCodec",
@@ -90,6 +93,7 @@ __all__ = [
     "RequestReply",
     "Retry",
     "RetryAfter",
+    "ScatterGather",
     "Stats",
     "SyncBus",
     "TestBus",

@@ -7,16 +7,15 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from msgbus._backoff import Retry
-from msgbus._channel import Channel, Queue, RequestReply, Topic
+from msgbus._channel import Channel, Queue, RequestReply, ScatterGather, Topic
 from msgbus._config import load_settings
-from msgbus._dead_letters import DeadLetterBox
 from msgbus._dispatch import ConsumeMiddleware
 from msgbus._idempotency import Idempotency
 from msgbus._message import new_id
 from msgbus._names import is_pattern
 from msgbus._publisher import PublishMiddleware
 from msgbus._registration import Registration, Registrations, check_group, make_options
-from msgbus._session import HealthReport, Session
+from msgbus._session import Gathered, Session
 from msgbus._time import Clock, Duration, SystemClock, seconds
 from msgbus._typing import (
     BatchRegistrar,
@@ -28,7 +27,7 @@ from msgbus._typing import (
     SubscriptionOptions,
 )
 from msgbus._url import BusURL
-from msgbus.adapter import Provision, Start, Stats
+from msgbus.adapter import Provision, Start
 from msgbus.errors import ChannelError, ClosedError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ _log = logging.getLogger("msgbus")
 _NOT_OPEN = "the bus is not open: use it inside 'async with bus:' (in code without asyncio: 'with bus.sync:')"
 
 
-class Bus:
+class Bus(Operations):
     """Publishes to channels, and runs the handlers registered with `on`.
 
     Everything not given here is read from the environment when the bus is opened: ``MSGBUS_URL``,
@@ -108,6 +107,10 @@ class Bus:
     # -- handlers -----------------------------------------------------------------------------------------------
 
     @overload
+    def on(
+        self, channel: ScatterGather[Q, R], *, group: str, **options: Unpack[HandlerOptions]
+    ) -> ReplyRegistrar[Q, R]: ...
+    @overload
     def on(self, channel: RequestReply[Q, R], **options: Unpack[HandlerOptions]) -> ReplyRegistrar[Q, R]: ...
     @overload
     def on(
@@ -143,7 +146,7 @@ class Bus:
         `Reject` dead-letters it, `RetryAfter` says when to try again.
 
         Args:
-            channel: A Queue, Topic or RequestReply.
+            channel: A Queue, Topic, RequestReply or ScatterGather.
             group: On topics: the consumer group. Every group gets each message, its members share them.
             concurrency: Handlers that run at once in this process.
             prefetch: Messages held at most in this process.
@@ -350,30 +353,35 @@ class Bus:
         _expect(channel, RequestReply, "request", "use send for queues and publish for topics")
         return cast("R", await self._open.request(channel, payload, seconds(timeout, "timeout="), options))
 
-    # -- looking after it ---------------------------------------------------------------------------------------
-
-    async def dead_letters(self, channel: Channel[Any] | str, *, group: str | None = None) -> DeadLetterBox:
-        """Return the dead letters of one subscription.
+    async def gather(
+        self,
+        channel: ScatterGather[Q, R],
+        payload: Q,
+        *,
+        timeout: Duration = 10.0,
+        quorum: int | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> Gathered[R]:
+        """Send a request to every group of a channel and gather their answers.
 
         Args:
-            channel: A Queue, Topic or RequestReply; a queue's (or with *group* a topic's) name will do.
-            group: On topics: whose.
+            channel: Whom to ask.
+            payload: What.
+            timeout: Seconds to wait. The request expires then: it is not handled any later.
+            quorum: Return as soon as so many have answered well; by default all that answer in time are waited for,
+                since nobody knows how many there are.
+            **options: As for `send`, but ``delay=``, ``expires=`` and ``correlation_id=``.
+
+        Returns:
+            What came in time, possibly fewer answers than *quorum*, or none.
+
+        Raises:
+            PublishError: The request was not sent.
         """
-        source = await self._open.source(channel, group)
-        return DeadLetterBox(source[0], source[1])
-
-    async def stats(self, channel: Channel[Any] | str, *, group: str | None = None) -> Stats:
-        """Return a snapshot of one subscription: messages ready, in flight, delayed and dead."""
-        connection, source = await self._open.source(channel, group)
-        return await connection.adapter.stats(source)
-
-    def health(self) -> HealthReport:
-        """Return whether the brokers are reachable and the handlers are receiving."""
-        return self._open.health()
-
-    async def raw(self, channel: Channel[Any] | None = None) -> Any:
-        """Return the client library's own connection for *channel*, for what only that broker can do."""
-        return await self._open.raw(channel)
+        _expect(channel, ScatterGather, "gather", "use request for request-reply")
+        if quorum is not None and quorum < 1:
+            raise ValueError(f"quorum= takes a whole number from 1, got {quorum!r}")
+        return await self._open.gather(channel, payload, seconds(timeout, "timeout="), quorum, options)
 
     @property
     def _open(self) -> Session:

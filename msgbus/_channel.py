@@ -1,4 +1,4 @@
-"""Channels: what is named and typed. A Queue, a Topic or a RequestReply is a value; it holds no connection."""
+"""Channels: what is named and typed. A Queue, a Topic, a RequestReply or a ScatterGather is a value without I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgbus._names import check_name, is_pattern
 from msgbus.adapter import Address, Kind
 from msgbus.errors import ChannelError, EncodeError
 
-__all__ = ["Channel", "Queue", "RequestReply", "Topic"]
+__all__ = ["Answered", "Channel", "Queue", "RequestReply", "ScatterGather", "Topic"]
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -21,7 +21,7 @@ Key = str | Callable[[Any], str | None] | None
 
 
 class Channel(Generic[T]):
-    """What all channels share; use `Queue`, `Topic` or `RequestReply`."""
+    """What all channels share; use `Queue`, `Topic`, `RequestReply` or `ScatterGather`."""
 
     kind: Kind
 
@@ -180,18 +180,8 @@ class Topic(Channel[T]):
         return is_pattern(self.name)
 
 
-class RequestReply(Channel[Q], Generic[Q, R]):
-    """Requests that are answered.
-
-    Args:
-        name: As for `Queue`.
-        request: The payload type of requests.
-        reply: The payload type of answers.
-        codec: How requests become bytes.
-        native: Options only one broker has.
-    """
-
-    kind = Kind.REQUEST
+class Answered(Channel[Q], Generic[Q, R]):
+    """What `RequestReply` and `ScatterGather` share."""
 
     def __init__(
         self,
@@ -207,6 +197,29 @@ class RequestReply(Channel[Q], Generic[Q, R]):
         self.reply_codec = codec or codec_for(reply)
         self.encode_reply: Encode = self.reply_codec.encoder(reply)
         self.decode_reply = cast("Callable[[bytes], R]", self.reply_codec.decoder(reply))
+
+
+class RequestReply(Answered[Q, R]):
+    """Requests that are answered, each by one of the consumers there are.
+
+    Args:
+        name: As for `Queue`.
+        request: The payload type of requests.
+        reply: The payload type of answers.
+        codec: How requests become bytes.
+        native: Options only one broker has.
+    """
+
+    kind = Kind.REQUEST
+
+
+class ScatterGather(Answered[Q, R]):
+    """Requests that every group gets and answers; the caller gathers the answers with `Bus.gather`.
+
+    The arguments are those of `RequestReply`.
+    """
+
+    kind = Kind.TOPIC
 
 
 def _members(payload: Any) -> tuple[Any, ...]:

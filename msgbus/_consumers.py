@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from msgbus._channel import RequestReply
+from msgbus._channel import Answered
 from msgbus._config import Settings
 from msgbus._connections import Connection
 from msgbus._delivery import Controls
@@ -109,7 +109,7 @@ def _handler(
     channel, options = registration.channel, registration.options
     controls = _controls(receiver, single=not options.batch)
     responder = None
-    if isinstance(channel, RequestReply):
+    if isinstance(channel, Answered):
         responder = Replier(
             channel, connection.publisher, service=settings.service, clock=clock, settle=receiver.settle_later
         )

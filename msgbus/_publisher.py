@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -134,7 +134,7 @@ class Publisher:
         self._timeout = timeout
         self._clock = clock
         self._middleware = middleware
-        self._max_batch = capabilities.max_batch
+        self.max_batch = capabilities.max_batch
         self._max_body = capabilities.max_body
         self._max_delay = capabilities.max_delay
         self._batcher: Batcher[_Pending] = Batcher(
@@ -168,11 +168,11 @@ class Publisher:
         self._batcher.add(_Pending(outgoing, future))
         return future
 
-    async def publish_many(self, messages: AsyncIterable[Outgoing | MsgbusError]) -> int:
+    async def publish_many(self, batches: AsyncIterable[list[Outgoing | MsgbusError]]) -> int:
         """Publish messages in batches, several under way at once; return how many.
 
         Args:
-            messages: Messages, and in the place of one that could not be encoded its error.
+            batches: Up to `max_batch` messages each, and in the place of one that could not be encoded its error.
 
         Raises:
             PublishFailed: Some were not confirmed; says which. All the others were.
@@ -180,13 +180,19 @@ class Publisher:
         failures: dict[int, MsgbusError] = {}
         total = 0
         running: set[asyncio.Task[None]] = set()
-        async for first, batch in _numbered_batches(messages, self._max_batch):
-            if len(running) > self._adapter.capabilities.publish_window:
-                _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            running.add(asyncio.create_task(self._publish_batch(first, batch, failures)))
-            total = first + len(batch)
-        if running:
-            await asyncio.wait(running)
+        try:
+            async for batch in batches:
+                if len(running) > self._adapter.capabilities.publish_window:
+                    running = await _next_done(running)
+                running.add(asyncio.create_task(self._publish_batch(total, batch, failures)))
+                total += len(batch)
+        except asyncio.CancelledError:
+            for task in running:
+                task.cancel()
+            raise
+        finally:  # also when the caller's own iterable failed: what it gave before is published
+            while running:
+                running = await _next_done(running)
         if failures:
             raise PublishFailed(dict(sorted(failures.items())), total)
         return total
@@ -216,11 +222,16 @@ class Publisher:
             except MsgbusError as exc:
                 failures[index] = exc
         outgoing = [item for _, item in good]
-        if self._middleware:
-            results = await asyncio.gather(*map(self._caught, outgoing))
+        try:
+            if self._middleware:
+                results = await asyncio.gather(*map(self._caught, outgoing))
+            else:
+                results = list(await self._confirm(outgoing))
+        except MsgbusError as exc:  # the bus was closed meanwhile
+            failures.update({index: exc for index, _ in good})
         else:
-            results = list(await self._confirm(outgoing))
-        failures.update({index: error for (index, _), error in zip(good, results, strict=True) if error})
+            if any(results):
+                failures.update({index: error for (index, _), error in zip(good, results, strict=True) if error})
 
     async def _caught(self, outgoing: Outgoing) -> PublishError | None:
         try:
@@ -262,26 +273,29 @@ class Publisher:
     async def _confirm(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
         """Publish until each message is confirmed, refused for good, or out of time."""
         results: list[PublishError | None] = [None] * len(batch)
-        pending = list(range(len(batch)))
+        pending: Sequence[int] = range(len(batch))
         maybe_sent: set[int] = set()
         failures = 0
         try:
             async with asyncio.timeout(self._timeout):
-                while pending:
+                while True:
                     outcome = await self._attempt([batch[i] for i in pending], pending, maybe_sent)
+                    if not failures and not any(outcome):
+                        break  # as nearly always
                     for index, error in zip(pending, outcome, strict=True):
                         results[index] = error
                     pending = [i for i, error in zip(pending, outcome, strict=True) if error and error.retryable]
-                    if pending:
-                        failures += 1
-                        await self._clock.sleep(RECONNECT.delay(failures))
+                    if not pending:
+                        break
+                    failures += 1
+                    await self._clock.sleep(RECONNECT.delay(failures))
         except TimeoutError:
             for index in pending:
                 results[index] = self._timed_out(results[index], sent=index in maybe_sent)
         return results
 
     async def _attempt(
-        self, batch: list[Outgoing], indices: list[int], maybe_sent: set[int]
+        self, batch: list[Outgoing], indices: Sequence[int], maybe_sent: set[int]
     ) -> Sequence[PublishError | None]:
         maybe_sent_before = set(maybe_sent)
         maybe_sent.update(indices)  # until we are told otherwise
@@ -291,9 +305,10 @@ class Publisher:
             maybe_sent.clear()
             maybe_sent.update(maybe_sent_before)
             return [_Unavailable.because(exc)] * len(batch)
-        for index, error in zip(indices, results, strict=True):
-            if isinstance(error, NotSent) and index not in maybe_sent_before:
-                maybe_sent.discard(index)
+        if any(results):
+            for index, error in zip(indices, results, strict=True):
+                if isinstance(error, NotSent) and index not in maybe_sent_before:
+                    maybe_sent.discard(index)
         return results
 
     def _timed_out(self, last: PublishError | None, *, sent: bool) -> PublishError:
@@ -322,17 +337,13 @@ class _Pending(NamedTuple):
     future: asyncio.Future[None]
 
 
-async def _numbered_batches(
-    messages: AsyncIterable[Outgoing | MsgbusError], size: int
-) -> AsyncIterator[tuple[int, list[Outgoing | MsgbusError]]]:
-    first, batch = 0, list[Outgoing | MsgbusError]()
-    async for message in messages:
-        batch.append(message)
-        if len(batch) == size:
-            yield first, batch
-            first, batch = first + size, []
-    if batch:
-        yield first, batch
+async def _next_done(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Wait until one of the tasks has ended, raise what it raised, return those that still run."""
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        if not task.cancelled():
+            task.result()
+    return rest
 
 
 def _add_cause(wire: dict[str, str], cause: Cause) -> None:

@@ -108,8 +108,7 @@ class Receiver:
 
     async def drain(self, timeout: float) -> None:
         """Stop receiving, let handlers finish for *timeout* seconds, give the rest back uncounted, close."""
-        self._fetcher.cancel()
-        await asyncio.wait([self._fetcher])
+        await self.pause()
         self._give_back_waiting()
         if not await self._wait_quiet(0.0 if self._hurried else timeout):
             _log.warning("%s: %d handlers did not finish in %g s", self.source, self.running, timeout)
@@ -123,6 +122,16 @@ class Receiver:
         except TimeoutError:
             _log.warning("%s: %d messages could not be settled and will come again", self.source, len(self._live))
         await self._close()
+
+    async def pause(self) -> None:
+        """Receive no more until `resume`; what is held is still handled."""
+        self._fetcher.cancel()
+        await asyncio.wait([self._fetcher])
+
+    def resume(self) -> None:
+        """Go on receiving after `pause`."""
+        if self._fetcher.done():
+            self._fetcher = self._spawn(self._fetch())
 
     async def _close(self) -> None:
         for task in self._tasks:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from msgbus._backoff import Retry
-from msgbus._channel import Channel, Queue, RequestReply, Topic
+from msgbus._channel import Answered, Channel, Queue, Topic
 from msgbus._idempotency import Idempotency
 from msgbus._names import check_name
 from msgbus._plan import Plan, compile_plan
 from msgbus._time import Duration, seconds
-from msgbus.adapter import Source, Start
+from msgbus.adapter import Kind, Source, Start
 from msgbus.errors import ChannelError, HandlerError
 
 __all__ = ["ConsumeOptions", "Registration", "Registrations"]
@@ -101,9 +101,9 @@ def check_group(channel: Channel[Any], group: str | None) -> str:
     Raises:
         HandlerError: There is one too many or too few.
     """
-    if not isinstance(channel, Queue | Topic | RequestReply):
-        raise HandlerError(f"bus.on takes a Queue, a Topic or a RequestReply, got {channel!r}")
-    if isinstance(channel, Topic):
+    if not isinstance(channel, Queue | Topic | Answered):
+        raise HandlerError(f"bus.on takes a Queue, a Topic, a RequestReply or a ScatterGather, got {channel!r}")
+    if channel.kind is Kind.TOPIC:
         if group is None:
             raise HandlerError(f"{channel!r} needs group=: every group gets each message, its members share them")
         return check_name(group, "group=")
@@ -134,7 +134,7 @@ def make_options(
     for name, value, least in (("concurrency", concurrency, 1), ("prefetch", prefetch, 1), ("batch", batch, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise HandlerError(f"{name}= takes a whole number from {least}, got {value!r}")
-    if batch and isinstance(channel, RequestReply):
+    if batch and isinstance(channel, Answered):
         raise HandlerError(f"{channel!r}: requests are answered one by one; batch= is for queues and topics")
     if unknown not in ("dead-letter", "ignore"):
         raise HandlerError(f"unknown= is 'dead-letter' or 'ignore', got {unknown!r}")
@@ -146,7 +146,7 @@ def make_options(
         return ConsumeOptions(
             concurrency=concurrency if concurrency is not None or not batch else 1,
             prefetch=prefetch,
-            retry=retry or (_REQUEST_RETRY if isinstance(channel, RequestReply) else _QUEUE_RETRY),
+            retry=retry or (_REQUEST_RETRY if isinstance(channel, Answered) else _QUEUE_RETRY),
             timeout=None if timeout is None else seconds(timeout, "timeout="),
             batch=batch,
             batch_wait=seconds(batch_wait, "batch_wait="),

@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from msgbus._backoff import RECONNECT
-from msgbus._channel import RequestReply
+from msgbus._channel import Answered
 from msgbus._failure import Crashed
 from msgbus._message import (
     CAUSATION_ID,
@@ -43,7 +44,7 @@ from msgbus.adapter import (
 )
 from msgbus.errors import BrokerUnavailable, PublishError, RemoteError, RequestTimeout, UnsupportedFeature
 
-__all__ = ["Replier", "Requester"]
+__all__ = ["Replier", "Requester", "remote_error"]
 
 _log = logging.getLogger("msgbus")
 _DETAIL = 1_000
@@ -78,7 +79,7 @@ class Requester:
         self._subscription: Subscription | None = None
         self._opening = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
-        self._pending: dict[str, asyncio.Future[Received]] = {}
+        self._pending: dict[str, asyncio.Future[Received] | _Answers] = {}
         self.late = 0
 
     async def request(self, outgoing: Outgoing, timeout: float) -> Received:
@@ -89,9 +90,7 @@ class Requester:
             RemoteError: The responder failed.
             PublishError: The request was not sent.
         """
-        subscription = self._subscription or await self._open()
-        outgoing.headers[REPLY_TO] = subscription.address
-        outgoing.headers[CORRELATION_ID] = outgoing.id
+        await self._address(outgoing)
         future: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
         self._pending[outgoing.id] = future
         try:
@@ -104,9 +103,31 @@ class Requester:
             ) from None
         finally:
             del self._pending[outgoing.id]
-        if ERROR in answer.headers:
-            raise _remote_error(answer.headers[ERROR])
+        if (error := remote_error(answer)) is not None:
+            raise error
         return answer
+
+    async def gather(self, outgoing: Outgoing, timeout: float, quorum: int | None) -> list[Received]:
+        """Send a request to many and return the answers that come until *quorum* are good, or time is up.
+
+        Raises:
+            PublishError: The request was not sent.
+        """
+        await self._address(outgoing)
+        answers = self._pending[outgoing.id] = _Answers(quorum)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._publisher.publish(outgoing)
+                    await answers.complete.wait()
+        finally:
+            del self._pending[outgoing.id]
+        return answers.received
+
+    async def _address(self, outgoing: Outgoing) -> None:
+        subscription = self._subscription or await self._open()
+        outgoing.headers[REPLY_TO] = subscription.address
+        outgoing.headers[CORRELATION_ID] = outgoing.id
 
     async def aclose(self) -> None:
         """Stop reading answers."""
@@ -154,6 +175,25 @@ class Requester:
             self._on_crash(error)
 
 
+class _Answers:
+    """What a request to many has brought so far; takes answers as a future would."""
+
+    def __init__(self, quorum: int | None) -> None:
+        self.received: list[Received] = []
+        self.complete = asyncio.Event()
+        self._missing = quorum
+
+    def done(self) -> bool:
+        return self.complete.is_set()
+
+    def set_result(self, answer: Received) -> None:
+        self.received.append(answer)
+        if self._missing is not None and ERROR not in answer.headers:
+            self._missing -= 1
+            if not self._missing:
+                self.complete.set()
+
+
 class Replier:
     """Answers the requests of one subscription.
 
@@ -167,7 +207,7 @@ class Replier:
 
     def __init__(
         self,
-        channel: RequestReply[Any, Any],
+        channel: Answered[Any, Any],
         publisher: Publisher,
         *,
         service: str,
@@ -229,7 +269,11 @@ class Replier:
         self._settle(Ack(received))
 
 
-def _remote_error(text: str) -> RemoteError:
+def remote_error(answer: Received) -> RemoteError | None:
+    """Return the responder's error if that is what it answered."""
+    text = answer.headers.get(ERROR)
+    if text is None:
+        return None
     try:
         data = dict(json.loads(text))
         return RemoteError(str(data["type"]), str(data["detail"]))

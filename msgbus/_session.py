@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from msgbus._channel import Channel
+from msgbus._chunks import chunks
 from msgbus._config import Settings
 from msgbus._connections import Connection, Connections
 from msgbus._consumers import check_registration, drain_all, start_receiver
@@ -18,14 +19,39 @@ from msgbus._publisher import Encoder, PublishMiddleware
 from msgbus._receiver import Receiver
 from msgbus._registration import Registration
 from msgbus._registry import has_store, store_class
+from msgbus._requests import remote_error
 from msgbus._time import Clock
 from msgbus.adapter import AdapterConfig, Address, Health, Kind, Outgoing, Source
-from msgbus.errors import ChannelError, ConfigError, DecodeError, EncodeError, HandlerError, MsgbusError, StoreError
+from msgbus.errors import (
+    ChannelError,
+    ConfigError,
+    DecodeError,
+    EncodeError,
+    HandlerError,
+    MsgbusError,
+    RemoteError,
+    StoreError,
+)
 
-__all__ = ["HealthReport", "Session"]
+__all__ = ["Gathered", "HealthReport", "Session"]
+
+R = TypeVar("R")
 
 _PURGE_EVERY = 60.0
 _PURGE_BATCH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered(Generic[R]):
+    """What came back from `Bus.gather`.
+
+    Attributes:
+        replies: The answers, in the order in which they came.
+        errors: Why other responders have none: `RemoteError` (its handler failed) or `DecodeError`.
+    """
+
+    replies: list[R]
+    errors: list[MsgbusError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,26 +178,48 @@ class Session:
         """Publish many messages; return how many."""
         connection, address = self._targets.get(channel) or await self._target(channel)
 
-        async def outgoing() -> AsyncIterator[Outgoing | MsgbusError]:
-            async for payload in _iterate(payloads):
-                try:
-                    yield self.encode(channel, address, payload, **options)
-                except EncodeError as exc:
-                    yield exc
+        def encoded(payload: Any) -> Outgoing | MsgbusError:
+            try:
+                return self.encode(channel, address, payload, **options)
+            except EncodeError as exc:
+                return exc
 
-        return await connection.publisher.publish_many(outgoing())
+        publisher = connection.publisher
+        batches = chunks(payloads, publisher.max_batch)
+        return await publisher.publish_many([encoded(payload) for payload in batch] async for batch in batches)
 
     async def request(self, channel: Any, payload: Any, timeout: float, options: Mapping[str, Any]) -> Any:
         """Send a request; return the decoded answer."""
-        if refused := {"delay", "expires", "correlation_id"} & options.keys():
-            raise EncodeError(f"a request takes no {min(refused)}=: it is answered within its timeout or not")
-        connection, address = self._targets.get(channel) or await self._target(channel)
-        outgoing = self.encode(channel, address, payload, expires=timeout, **options)
+        outgoing, connection = await self._request(channel, payload, timeout, options)
         answer = await connection.requester.request(outgoing, timeout)
         try:
             return channel.decode_reply(answer.body)
         except DecodeError as exc:
             raise DecodeError(f"the answer of {channel!r} does not fit: {exc}") from exc
+
+    async def gather(
+        self, channel: Any, payload: Any, timeout: float, quorum: int | None, options: Mapping[str, Any]
+    ) -> Gathered[Any]:
+        """Send a request to every group; return the decoded answers."""
+        outgoing, connection = await self._request(channel, payload, timeout, options)
+        replies: list[Any] = []
+        errors: list[MsgbusError] = []
+        for answer in await connection.requester.gather(outgoing, timeout, quorum):
+            try:
+                if (error := remote_error(answer)) is not None:
+                    raise error
+                replies.append(channel.decode_reply(answer.body))
+            except (RemoteError, DecodeError) as exc:
+                errors.append(exc)
+        return Gathered(replies, errors)
+
+    async def _request(
+        self, channel: Any, payload: Any, timeout: float, options: Mapping[str, Any]
+    ) -> tuple[Outgoing, Connection]:
+        if refused := {"delay", "expires", "correlation_id"} & options.keys():
+            raise EncodeError(f"a request takes no {min(refused)}=: it is answered within its timeout or not")
+        connection, address = self._targets.get(channel) or await self._target(channel)
+        return self.encode(channel, address, payload, expires=timeout, **options), connection
 
     async def _target(self, channel: Channel[Any]) -> tuple[Connection, Address]:
         connection = await self._connections.get(channel.name)
@@ -192,6 +240,14 @@ class Session:
         if (channel.kind is Kind.TOPIC) != (group is not None):
             raise ChannelError(f"{channel!r} {'needs' if group is None else 'has no'} group=")
         return await self._connections.get(channel.name), Source(channel.address(self.settings.namespace), group or "")
+
+    def receiver(self, channel: Channel[Any], group: str | None) -> Receiver:
+        """Return what consumes a subscription in this process."""
+        label = f"{channel.name}@{group}" if group else channel.name
+        if (receiver := self.receivers.get(label)) is None:
+            running = ", ".join(self.receivers) or "none"
+            raise ChannelError(f"no handler of {label!r} is running here; running: {running}")
+        return receiver
 
     def health(self) -> HealthReport:
         """Return whether all works."""
@@ -239,12 +295,3 @@ class Session:
         if not self.crashed.done():
             self.crashed.set_exception(error)
             self.crashed.exception()  # seen: whoever waits for it raises it, and health tells
-
-
-async def _iterate(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item

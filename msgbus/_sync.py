@@ -9,14 +9,14 @@ import threading
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from msgbus._channel import Channel, Queue, RequestReply, Topic
+from msgbus._channel import Channel, Queue, RequestReply, ScatterGather, Topic
 from msgbus._time import Duration
 from msgbus._typing import ManyOptions, PublishOptions
 from msgbus.errors import MsgbusError
 
 if TYPE_CHECKING:
     from msgbus._bus import Bus
-    from msgbus._session import HealthReport
+    from msgbus._session import Gathered, HealthReport
     from msgbus.adapter import Stats
 
 __all__ = ["SyncBus"]
@@ -82,6 +82,18 @@ class SyncBus:
     ) -> R:
         """Send a request and return its answer."""
         return self._call(self._bus.request(channel, payload, timeout=timeout, **options))
+
+    def gather(
+        self,
+        channel: ScatterGather[Q, R],
+        payload: Q,
+        *,
+        timeout: Duration = 10.0,
+        quorum: int | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> Gathered[R]:
+        """Send a request to every group of a channel and gather their answers."""
+        return self._call(self._bus.gather(channel, payload, timeout=timeout, quorum=quorum, **options))
 
     def start(self, *, only: Iterable[str] = ()) -> None:
         """Start the handlers in the background."""

@@ -46,8 +46,9 @@ Limits
 
 Escape hatch
     ``adapter.raw`` is the file's path. Open a connection of your own to look inside: bodies and headers are in
-    ``msgbus_message`` (headers as lines, name and value in turn, or as JSON where a line would not do), their state
-    in ``msgbus_entry``, ``msgbus_keyed`` and ``msgbus_lane``. Keep transactions short: they hold up the bus.
+    ``msgbus_message`` (headers as lines, all names in the first, then a value each; or as JSON where lines would not
+    do), their state in ``msgbus_entry``, ``msgbus_keyed`` and ``msgbus_lane``. Keep transactions short: they hold up
+    the bus.
 """
 
 from __future__ import annotations

@@ -111,6 +111,11 @@ class WorkerProcess:
         self._reader.join(timeout)
         return status
 
+    def memory(self) -> int:
+        """Return the bytes of memory it holds (its resident set size)."""
+        listed = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)  # noqa: S603, S607
+        return int(listed.stdout) * 1024
+
     def kill(self) -> None:
         """SIGKILL the process and its children, and wait for its end."""
         self._signal(signal.SIGKILL)

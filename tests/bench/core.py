@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import platform
+import sqlite3
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,29 +172,85 @@ async def publish_rate(url: str, count: int) -> float:
         return count / (time.perf_counter() - start)
 
 
+def bare_rate(path: str, count: int, size: int = 200) -> float:
+    """Return how many bodies a second `sqlite3` itself stores, *size* per transaction: what this machine can do."""
+    body = payload(1).model_dump_json().encode()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("CREATE TABLE message (id INTEGER PRIMARY KEY, headers TEXT, body BLOB)")
+        start = time.perf_counter()
+        for first in range(0, count, size):
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany("INSERT INTO message VALUES (?, 'x', ?)", ((n, body) for n in range(first, first + size)))
+            db.execute("COMMIT")
+        return count / (time.perf_counter() - start)
+
+
 async def end_to_end_rate(url: str, count: int) -> float:
-    """Publish in batches and handle one by one at the same time; refuses to give a figure for lost messages."""
+    """Publish in batches and handle one by one at the same time, both in this process."""
+
+    async def publish(bus: Bus, started: Callable[[], None]) -> None:
+        started()
+        await bus.send_many(queue, (payload(n) for n in range(count)))
+
+    return await _handle_all(url, count, publish)
+
+
+async def between_processes_rate(url: str, count: int) -> float:
+    """As `end_to_end_rate`, with the producer in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    ready, go = spawn.Event(), spawn.Event()
+    producer = spawn.Process(target=_produce, args=(url, count, ready, go), daemon=True)
+
+    async def publish(bus: Bus, started: Callable[[], None]) -> None:
+        producer.start()
+        await asyncio.to_thread(ready.wait)
+        started()
+        go.set()
+
+    rate = await _handle_all(url, count, publish)
+    producer.join()
+    return rate
+
+
+def _produce(url: str, count: int, ready: Any, go: Any) -> None:
+    async def main() -> None:
+        async with Bus(url) as bus:
+            ready.set()
+            go.wait()
+            await bus.send_many(queue, (payload(n) for n in range(count)))
+
+    asyncio.run(main())
+
+
+async def _handle_all(url: str, count: int, publish: Callable[[Bus, Callable[[], None]], Awaitable[None]]) -> float:
+    """Return the messages handled per second; refuses to give a figure if some were lost or came twice."""
     bus = Bus(url, prefetch=1000)
-    seen: set[int] = set()
-    calls = 0
+    calls = [0] * count
+    handled = 0
     done = asyncio.Event()
+    begin = 0.0
 
     @bus.on(queue)
     async def handle(item: Item) -> None:
-        nonlocal calls
-        calls += 1
-        seen.add(item.number)
-        if len(seen) == count:
+        nonlocal handled
+        calls[item.number] += 1
+        handled += 1
+        if handled == count:
             done.set()
+
+    def started() -> None:
+        nonlocal begin
+        begin = time.perf_counter()
 
     async with bus:
         await bus.start()
-        start = time.perf_counter()
-        await bus.send_many(queue, (payload(n) for n in range(count)))
+        await publish(bus, started)
         await asyncio.wait_for(done.wait(), 120)
-        elapsed = time.perf_counter() - start
-    if calls != count:
-        sys.exit(f"{url}: {calls} calls for {count} messages")
+        elapsed = time.perf_counter() - begin
+    if calls != [1] * count:
+        sys.exit(f"{url}: {sum(calls)} calls for {count} messages, {calls.count(0)} of them never handled")
     return count / elapsed
 
 
@@ -210,15 +269,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         numbers = iter(range(1_000_000))
 
+        def file() -> str:
+            return f"{folder}/bench{next(numbers)}.db"
+
         def sqlite() -> str:
-            return f"sqlite:///{folder}/bench{next(numbers)}.db"
+            return f"sqlite:///{file()}"
+
+        async def bare() -> float:
+            return bare_rate(file(), 50_000)
 
         cases: list[tuple[str, str, str, Callable[[], Coroutine[Any, Any, float]]]] = [
             ("dispatch", "us/message", "<= 8", lambda: dispatch_us(50_000)),
             ("memory: publish in batches", "messages/s", "", lambda: publish_rate("memory://", 50_000)),
             ("memory: end to end", "messages/s", "", lambda: end_to_end_rate("memory://", 50_000)),
+            ("sqlite3 itself: inserts", "messages/s", "", bare),
             ("sqlite: publish in batches", "messages/s", ">= 50,000", lambda: publish_rate(sqlite(), 50_000)),
             ("sqlite: end to end", "messages/s", ">= 20,000", lambda: end_to_end_rate(sqlite(), 50_000)),
+            ("sqlite: between processes", "messages/s", "", lambda: between_processes_rate(sqlite(), 50_000)),
         ]
         print(f"Python {platform.python_version()}, {platform.machine()}, {BODY_BYTES} B bodies, {rounds} rounds")
         for name, unit, target, run in cases:

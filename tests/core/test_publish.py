@@ -175,8 +175,11 @@ def test_publish_many_reports_which_messages_failed() -> None:
     """All but the failed ones are confirmed; the error says which failed and why, also what did not fit."""
 
     async def messages() -> AsyncIterator[Any]:
-        for n in range(10):
-            yield EncodeError("odd") if n == 1 else outgoing(str(n), b"x" * (101 if n == 6 else 1))
+        for first in (0, 4, 8):
+            yield [
+                EncodeError("odd") if n == 1 else outgoing(str(n), b"x" * (101 if n == 6 else 1))
+                for n in range(first, min(first + 4, 10))
+            ]
 
     async def main() -> None:
         publish, adapter = publisher([{"3": PublishRejected("full")}])
@@ -189,6 +192,38 @@ def test_publish_many_reports_which_messages_failed() -> None:
             6: MessageTooLarge,
         }
         assert sorted(i for batch in adapter.batches for i in batch) == list("0234578 9".replace(" ", ""))
+
+    run(main())
+
+
+def test_publish_many_reports_what_a_closing_adapter_did_not_take() -> None:
+    """A batch that met a closed adapter is not counted as published."""
+
+    async def batches() -> AsyncIterator[Any]:
+        yield [outgoing("0"), outgoing("1")]
+        yield [outgoing("2")]
+
+    async def main() -> None:
+        publish, _ = publisher([None, ClosedError("closed")])
+        with pytest.raises(PublishFailed) as caught:
+            await publish.publish_many(batches())
+        assert {n: type(e) for n, e in caught.value.failures.items()} == {2: ClosedError}
+
+    run(main())
+
+
+def test_what_an_iterable_gave_before_it_failed_is_published() -> None:
+    """The iterable's error reaches the caller once the messages before it are confirmed."""
+
+    async def batches() -> AsyncIterator[Any]:
+        yield [outgoing("0")]
+        raise LookupError("no more")
+
+    async def main() -> None:
+        publish, adapter = publisher([{"0": ConfirmLost("cut")}])
+        with pytest.raises(LookupError):
+            await publish.publish_many(batches())
+        assert adapter.batches == [["0"], ["0"]]
 
     run(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from msgbus.testing.case import Case
 
 WORK = Queue("work", str)
+_WAITING = 64_000_000
+"""Bytes that wait for a standing worker, in as many messages as the harness likes."""
+_SLACK = 8_000_000
+"""Bytes by which a process may grow for reasons of its own."""
 
 
 @check("K1")
@@ -117,3 +122,49 @@ async def concurrent_sends_are_all_confirmed(t: Case) -> None:
 
     assert stats.ready in (None, count)
     t.count_handled(done, [str(n) for n in range(count)])
+
+
+@check("K5")
+async def a_subscription_can_pause(t: Case) -> None:
+    """A paused subscription receives nothing, beyond what it held; resumed, it goes on; nothing is lost."""
+    done: list[str] = []
+    bus = t.bus()
+
+    @bus.on(WORK)
+    async def handle(payload: str) -> None:
+        done.append(payload)
+
+    async with bus:
+        await bus.start()
+        await bus.send(WORK, "before")
+        await t.eventually(lambda: done == ["before"])
+        await bus.pause(WORK)
+        await bus.send_many(WORK, ["one", "two"])
+        await t.pause(3)
+        while_paused = list(done)
+        await bus.resume(WORK)
+        await t.eventually(lambda: len(done) >= 3)
+
+    assert while_paused == ["before"]
+    t.count_handled(done, ["before", "one", "two"])
+
+
+@check("K6", needs="multi_process", timeout=240)
+async def memory_stays_flat(t: Case) -> None:
+    """A worker whose handler stands still does not grow, however much waits: it holds its prefetch and no more."""
+    count = t.many(100_000)
+    body = "x" * min(_WAITING // count, t.capabilities.max_body // 2, 20_000)
+    async with t.bus() as bus:
+        await bus.send(WORK, "first")
+        worker = t.worker("hang", concurrency=4)
+        await asyncio.to_thread(worker.wait_for_line, "began first", 30 * t.harness.patience)
+        await t.pause(2)
+        before = worker.memory()
+        await bus.send_many(WORK, itertools.repeat(body, count))
+        await asyncio.to_thread(worker.wait_for_line, "began xxx", 30 * t.harness.patience)
+        await t.pause(10)
+        grown = worker.memory() - before
+        worker.kill()
+
+    t.note(waiting_mb=round(len(body) * count / 1e6), grown_mb=round(grown / 1e6))
+    assert grown < max(_SLACK, len(body) * count // 4), f"the worker grew by {grown / 1e6:.0f} MB"

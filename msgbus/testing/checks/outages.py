@@ -1,13 +1,16 @@
-"""I, J. When the broker is away: what raises was not sent, what returns was, and everything goes on by itself."""
+"""E, I, J. When the broker is away: what raises was not sent, what returns was, and everything goes on by itself."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from msgbus import Queue
-from msgbus.errors import BrokerUnavailable, NotSent, PublishError, PublishRejected
+from msgbus import Queue, RequestReply
+from msgbus.adapter import ID
+from msgbus.errors import BrokerUnavailable, NotSent, PublishError, PublishRejected, RequestTimeout
 from msgbus.testing._check import check
 from msgbus.testing.tap import bodies
 
@@ -170,3 +173,95 @@ async def each_result_is_its_own(t: Case) -> None:
 
     assert [result[0] is None for result in results] == [target is source.address for target in targets]
     assert sorted(bodies(await tap.drain(30))) == sorted(b"%d" % n for n in range(0, 60, 2))
+
+
+@check("E14", needs="lease hook:cut hook:heal", timeout=180)
+async def a_failed_burial_loses_nothing(t: Case) -> None:
+    """When a dead letter cannot be stored the message stays: after the outage it is here or there, or both."""
+    source = await t.queue()
+    tap = await t.tap(source, lease=t.lease)
+    (sent,) = await t.send(source.address, b"x")
+    (received,) = await tap.take()
+    await t.harness.cut()
+    burial = asyncio.create_task(tap.bury(received))
+    await asyncio.sleep(1)
+    await t.harness.heal()
+    with contextlib.suppress(BrokerUnavailable, AssertionError):  # refused, or not
+        await asyncio.wait_for(burial, 60 * t.harness.patience)
+    await tap.aclose()
+    box = await t.tap(dataclasses.replace(source, dead=True))
+    again = await t.tap(source)
+
+    async def found() -> bool:
+        both = [*await box.take_all(idle=0.5), *await again.take_all(idle=0.5)]
+        return sent.id in {message.headers[ID] for message in both}
+
+    await t.eventually(found, what="the message is neither dead nor waiting", within=60)
+
+
+@check("J15", needs="requests hook:cut hook:heal", timeout=240)
+async def requests_survive_cuts(t: Case) -> None:
+    """While connections are cut again and again each request is answered or raises in time, and they work afterwards."""
+    echo = RequestReply("echo", str, str)
+    server, client = t.bus(), t.bus()
+    answered = failed = 0
+
+    @server.on(echo, concurrency=8)
+    async def answer(text: str) -> str:
+        return text
+
+    async def ask(number: int) -> None:
+        nonlocal answered, failed
+        try:
+            assert await client.request(echo, str(number), timeout=5) == str(number)
+            answered += 1
+        except (RequestTimeout, PublishError, BrokerUnavailable):
+            failed += 1
+
+    async with server, client:
+        await server.start()
+        await ask(0)
+        for turn in range(3):
+            asked = [asyncio.create_task(ask(100 * turn + n)) for n in range(50)]
+            await t.harness.cut()
+            await asyncio.sleep(0.5)
+            await t.harness.heal()
+            await asyncio.wait_for(asyncio.gather(*asked), (10 + 5) * t.harness.patience)
+        await t.eventually(lambda: _answers(client, echo), within=60)
+
+    t.note(answered=answered, failed=failed)
+    assert answered + failed == 151
+
+
+async def _answers(client: Bus, echo: RequestReply[str, str]) -> bool:
+    try:
+        return await client.request(echo, "again", timeout=2) == "again"
+    except (RequestTimeout, PublishError, BrokerUnavailable):
+        return False
+
+
+@check("J16", needs="durable hook:restart", timeout=300, duplicates=3_000)
+async def a_hundred_publishers_survive_two_restarts(t: Case) -> None:
+    """With 100 publishers at work the broker restarts at a third and at a half: all that was confirmed is handled."""
+    bus = t.bus(publish_timeout=90)
+    seen = _collect(bus)
+    confirmed: list[str] = []
+    each = max(1, t.many(10_000) // 100)
+
+    async def publish(worker: int) -> None:
+        for number in range(each):
+            await bus.send(WORK, f"{worker}.{number}")
+            confirmed.append(f"{worker}.{number}")
+
+    async with bus:
+        await bus.start()
+        async with asyncio.TaskGroup() as group:
+            for worker in range(100):
+                group.create_task(publish(worker))
+            for part in (3, 2):
+                await t.eventually(lambda part=part: len(confirmed) >= 100 * each // part, within=60)
+                await t.harness.restart()
+        await t.eventually(lambda: set(seen) >= set(confirmed), within=120)
+
+    assert len(confirmed) == 100 * each
+    t.count_handled(seen, confirmed)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from msgbus import RequestReply
+from msgbus import RequestReply, ScatterGather
 from msgbus.errors import NoResponders, RemoteError, RequestTimeout
 from msgbus.testing._check import check
 
@@ -144,3 +144,41 @@ async def another_responder_takes_over(t: Case) -> None:
         answer = await asking
 
     assert answer == "X"
+
+
+@check("L7", needs="requests groups")
+async def each_group_answers(t: Case) -> None:
+    """A request to many is answered by every group once; one that fails answers with its error, a late one is left."""
+    ask = ScatterGather("ask", str, str)
+    server, client = t.bus(), t.bus()
+    late = asyncio.Event()
+
+    @server.on(ask, group="upper")
+    async def upper(text: str) -> str:
+        return text.upper()
+
+    @server.on(ask, group="title")
+    async def title(text: str) -> str:
+        return text.title()
+
+    @server.on(ask, group="broken")
+    async def broken(_: str) -> str:
+        raise LookupError("nothing here")
+
+    @server.on(ask, group="late")
+    async def wait(text: str) -> str:
+        await late.wait()
+        return text
+
+    async with server, client:
+        await server.start()
+        answer = await client.gather(ask, "one two", timeout=3 * t.harness.patience)
+        started = time.monotonic()
+        quorum = await client.gather(ask, "one two", timeout=30 * t.harness.patience, quorum=2)
+        took = time.monotonic() - started
+        late.set()
+
+    assert sorted(answer.replies) == ["ONE TWO", "One Two"]
+    assert [(type(error), getattr(error, "type", "")) for error in answer.errors] == [(RemoteError, "LookupError")]
+    assert sorted(quorum.replies) == ["ONE TWO", "One Two"]
+    assert took < 20 * t.harness.patience
