@@ -13,6 +13,7 @@ from msgbus._dispatch import ConsumeMiddleware
 from msgbus._idempotency import Idempotency
 from msgbus._message import new_id
 from msgbus._names import is_pattern
+from msgbus._operations import Operations
 from msgbus._publisher import PublishMiddleware
 from msgbus._registration import Registration, Registrations, check_group, make_options
 from msgbus._session import Gathered, Session
