@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from msgbus import Bus, Delivery, Queue, RequestReply, Retry, Topic
+from msgbus import Bus, Delivery, Queue, RequestReply, Retry, ScatterGather, Topic
 from msgbus.adapter import Ack, Outcome, Received
 from msgbus.errors import BrokerUnavailable, ConfigError, LeaseLost, MsgbusError, SettleError
 from msgbus_memory import MemoryAdapter
@@ -214,6 +214,8 @@ def test_the_sync_facade_does_what_the_bus_does(tmp_path: Path) -> None:
     bus.on(orders)(lambda order: seen.append(order.id))
     bus.on(placed, group="g")(lambda order: seen.append(order.id))
     bus.on(price)(lambda order: "9.90")
+    offers = ScatterGather("offers", Order, float)
+    bus.on(offers, group="g")(lambda order: order.total)
 
     with bus.sync as sync:
         assert sync is bus.sync
@@ -223,6 +225,7 @@ def test_the_sync_facade_does_what_the_bus_does(tmp_path: Path) -> None:
         assert sync.publish_many(placed, [Order(id="5")]) == 1
         sync.start()
         assert sync.request(price, Order(id="1"), timeout=5) == "9.90"
+        assert sync.gather(offers, Order(id="1"), timeout=5, quorum=1).replies == [1.0]
         assert sync.health().ok
         run(eventually(lambda: len(seen) == 5))
         sync.drain()
