@@ -232,3 +232,19 @@ async def test_removing_leaves_nothing_and_what_was_joined_alone(rig):
         names = rig.broker.ctl("list_exchanges", "name") + rig.broker.ctl("list_queues", "name")
         assert keyed.address.name not in names
         assert native["dead_letters"] not in names
+
+
+async def test_the_permissions_that_the_page_names_are_enough(rig):
+    user, source = rig.name("user"), rig.queue()
+    reply = Source(Address(Kind.REPLY, rig.name("replies")))
+    ours = rf"^({source.address.name}|rpc:|reply:|msgbus)"
+    url = rig.broker.url.replace("guest:guest", f"{user}:secret")
+    rig.broker.ctl("add_user", user, "secret")
+    for provision, configure in ((Provision.CREATE, ours), (Provision.VERIFY, "^reply:")):
+        rig.broker.ctl("set_permissions", "-p", "/", user, configure, rf"{ours}|^amq\.default", ours)
+        async with rig.adapter(source, url=url, provision=provision) as adapter:
+            subscription, replies = await subscribe(adapter, source), await subscribe(adapter, reply)
+            await rig.publish(adapter, source, "a", delay=0.1)
+            await rig.publish(adapter, Source(Address(Kind.REPLY, replies.address)), "b")
+            assert await take(subscription, 1) == ["a"]
+            assert await take(replies, 1) == ["b"]
