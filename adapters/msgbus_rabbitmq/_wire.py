@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Any
+from typing import Any, cast
 
 from amqp import spec
 from amqp.exceptions import ConnectionError as AMQPConnectionError
@@ -162,10 +162,9 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-        transport.write(b"AMQP\x00\x00\x09\x01")
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._transport.write(b"AMQP\x00\x00\x09\x01")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everyone."""
