@@ -665,7 +665,6 @@ def test_publish_middleware_around_a_request_ends_in_its_own_time() -> None:
             assert await bus.request(price, Order(id="1")) == "9.90"
             assert ended == []
             answered.set()
-            while not ended:
-                await asyncio.sleep(0)
+            await eventually(lambda: ended == ["Order"])
 
     run(main())
