@@ -50,6 +50,7 @@ __all__ = [
     "TRACESTATE",
     "TYPE",
     "Message",
+    "Stamps",
     "check_headers",
     "format_time",
     "new_id",
@@ -163,6 +164,23 @@ def new_id() -> str:
 def format_time(time: datetime) -> str:
     """Return *time* as RFC 3339 in UTC with microseconds."""
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Stamps:
+    """Writes times since 1970 as RFC 3339 in UTC, to the millisecond; formatting is dear, and a batch shares it."""
+
+    def __init__(self) -> None:
+        self._millisecond = -1
+        self._text = ""
+
+    def __call__(self, time: float) -> str:
+        """Return *time* as text."""
+        millisecond = int(time * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
+            self._text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return self._text
 
 
 def parse_time(text: str | None) -> datetime | None:

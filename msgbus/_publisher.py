@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from msgbus._backoff import RECONNECT
@@ -25,6 +25,7 @@ from msgbus._message import (
     TRACESTATE,
     TYPE,
     Message,
+    Stamps,
     check_headers,
     format_time,
     new_id,
@@ -63,17 +64,8 @@ class Encoder:
     def __init__(self, service: str, clock: Clock) -> None:
         self._service = service
         self._clock = clock
-        self._millisecond = -1
-        self._time = ""
-
-    def time(self, now: float) -> str:
-        """Return *now* as text, to the millisecond; formatting is dear, and a batch shares it."""
-        millisecond = int(now * 1000)
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
-            self._time = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return self._time
+        self._time = Stamps()
+        self._expiry = Stamps()
 
     def __call__(
         self,
@@ -98,7 +90,7 @@ class Encoder:
             ID: message_id,
             TYPE: kind,
             SOURCE: self._service,
-            TIME: self.time(now),
+            TIME: self._time(now),
             CONTENT_TYPE: channel.codec.content_type,
         }
         if headers:
@@ -108,12 +100,15 @@ class Encoder:
         if key is not None:
             wire[KEY] = _text("key", key)
         if expires is not None:
-            wire[EXPIRES] = _expiry(expires, now)
+            wire[EXPIRES] = _end(expires) if isinstance(expires, datetime) else self._after(expires, now)
         if cause is not None:
             _add_cause(wire, cause)
         if correlation_id is not None:
             wire[CORRELATION_ID] = _text("correlation_id", correlation_id)
         return Outgoing(address, body, wire, message_id, key, seconds(delay, "delay=") if delay else 0.0)
+
+    def _after(self, expires: Duration, now: float) -> str:
+        return self._expiry(now + seconds(expires, "expires="))
 
 
 class Publisher:
@@ -159,6 +154,12 @@ class Publisher:
             self._room.clear()
             await self._room.wait()
         await self.submit(outgoing)
+
+    def start(self, outgoing: Outgoing) -> asyncio.Future[None]:
+        """Begin what `publish` does; the future tells what became of it. Cancelling it gives the message up."""
+        if self._middleware or self._unconfirmed >= _WINDOW:
+            return asyncio.ensure_future(self.publish(outgoing))
+        return self.submit(outgoing)
 
     def submit(self, outgoing: Outgoing) -> asyncio.Future[None]:
         """Hand a message over without waiting for room in the window; the future tells what became of it."""
@@ -361,13 +362,10 @@ def _text(option: str, value: str) -> str:
     return value
 
 
-def _expiry(expires: Duration | datetime, now: float) -> str:
-    if isinstance(expires, datetime):
-        if expires.tzinfo is None:
-            raise EncodeError("expires= takes a datetime with a time zone, or a number of seconds")
-        return format_time(expires)
-    at = datetime.fromtimestamp(now, UTC) + timedelta(seconds=seconds(expires, "expires="))
-    return format_time(at)
+def _end(expires: datetime) -> str:
+    if expires.tzinfo is None:
+        raise EncodeError("expires= takes a datetime with a time zone, or a number of seconds")
+    return format_time(expires)
 
 
 def _wrap(

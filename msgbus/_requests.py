@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from msgbus._backoff import RECONNECT
@@ -24,6 +24,7 @@ from msgbus._message import (
     SPECVERSION,
     TIME,
     TYPE,
+    Stamps,
     new_id,
 )
 from msgbus._publisher import Publisher
@@ -91,17 +92,21 @@ class Requester:
             PublishError: The request was not sent.
         """
         await self._address(outgoing)
-        future: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Received] = loop.create_future()
         self._pending[outgoing.id] = future
+        # One future for all that may happen, and a bare timer: much cheaper than a timeout around two awaits.
+        timer = loop.call_later(timeout, _time_out, future, outgoing.target, timeout)
         try:
-            async with asyncio.timeout(timeout):
-                await self._publisher.publish(outgoing)
+            sending = self._publisher.start(outgoing)
+            sending.add_done_callback(partial(_check_sent, future))
+            try:
                 answer = await future
-        except TimeoutError:
-            raise RequestTimeout(
-                f"no answer from {outgoing.target} within {timeout:g} s; it may still be handled"
-            ) from None
+            except BaseException:
+                sending.cancel()
+                raise
         finally:
+            timer.cancel()
             del self._pending[outgoing.id]
         if (error := remote_error(answer)) is not None:
             raise error
@@ -218,6 +223,7 @@ class Replier:
         self._publisher = publisher
         self._service = service
         self._clock = clock
+        self._time = Stamps()
         self._settle = settle
 
     def encode(self, result: Any) -> bytes:
@@ -248,7 +254,7 @@ class Replier:
             ID: message_id,
             TYPE: f"{self._channel.name}.reply",
             SOURCE: self._service,
-            TIME: datetime.fromtimestamp(self._clock.now(), UTC).isoformat(),
+            TIME: self._time(self._clock.now()),
         }
         if ID in request:
             headers[CAUSATION_ID] = request[ID]
@@ -267,6 +273,17 @@ class Replier:
         if not done.cancelled() and (error := done.exception()):
             _log.info("an answer to %r was not delivered, its caller has gone: %s", self._channel.name, error)
         self._settle(Ack(received))
+
+
+def _check_sent(future: asyncio.Future[Received], sending: asyncio.Future[None]) -> None:
+    if not sending.cancelled() and (error := sending.exception()) and not future.done():
+        future.set_exception(error)
+
+
+def _time_out(future: asyncio.Future[Received], target: object, timeout: float) -> None:
+    if not future.done():
+        text = f"no answer from {target} within {timeout:g} s; it may still be handled"
+        future.set_exception(RequestTimeout(text))
 
 
 def remote_error(answer: Received) -> RemoteError | None:

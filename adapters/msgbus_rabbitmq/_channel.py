@@ -48,9 +48,9 @@ _ARGUMENTS: dict[Signature, str] = {
 }
 
 
-def frame(kind: int, channel: int, payload: bytes) -> bytes:
-    """Return *payload* as one frame."""
-    return _FRAME.pack(kind, channel, len(payload)) + payload + b"\xce"
+def frame(kind: int, channel: int, payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return *payload* as one frame, in parts: they are joined with all that leaves in one write."""
+    return _FRAME.pack(kind, channel, len(payload)), payload, b"\xce"
 
 
 def method_payload(method: Signature, form: str = "", *arguments: Any) -> bytes:
@@ -100,7 +100,7 @@ class Channel:
 
     def send(self, method: Signature, form: str = "", *arguments: Any) -> None:
         """Send a method without waiting. The caller knows the channel to be open."""
-        self.wire.write(frame(METHOD, self.number, method_payload(method, form, *arguments)))
+        self.wire.write(*frame(METHOD, self.number, method_payload(method, form, *arguments)))
 
     async def aclose(self) -> None:
         """Close; the broker gives back what is unacked before it answers. Idempotent."""

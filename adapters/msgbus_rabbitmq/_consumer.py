@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
 from typing import Any
 
@@ -97,7 +98,7 @@ class Consumer:
         channel: Channel | None = None
         try:
             channel = self._channel = await (await self._link.ready()).channel()
-            channel.on_delivery = lambda method, header, body: self._on_delivery(epoch, method, header, body)
+            channel.on_delivery = partial(self._on_delivery, epoch)
             channel.on_cancel = lambda tag: self._lose(epoch, ConsumerCancelled(f"the broker cancelled {tag!r}"))
             channel.closed.add_done_callback(lambda closed: self._lose(epoch, closed.result()))
             if self._source.address.kind is Kind.REPLY:

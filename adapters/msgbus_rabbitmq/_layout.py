@@ -4,7 +4,7 @@
 ``orders``                  the queue of the channel ``orders``
 ``order.placed@email``      the queue of the group ``email`` on the topic ``order.placed``
 ``rpc:price``               the queue of the requests ``price``
-``reply:price:…``           a process's replies
+``reply:…``                 a process's replies
 ``<queue>#2``               partition 2 of a keyed channel
 ``<queue>#members``         empty; each process that consumes the partitions shows itself there
 ``<queue>.dlq``             the dead letters of a queue (of all its partitions together)
@@ -127,8 +127,8 @@ class Layout:
         address = source.address
         if (name := self.native(address).queue) is not None:
             return name
-        if address.kind is Kind.REPLY:
-            return address.name
+        if address.kind is Kind.REPLY:  # with the prefix it comes from `Subscription.address`: publish to it
+            return address.name if address.name.startswith("reply:") else f"reply:{address.name}"
         name = f"rpc:{address.name}" if address.kind is Kind.REQUEST else address.name
         name = _escape(f"{name}@{source.group}" if address.kind is Kind.TOPIC else name)
         if len(name) + len(".dlq") > _LONGEST:

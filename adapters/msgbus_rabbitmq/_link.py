@@ -202,6 +202,7 @@ class Link:
         except BaseException as exc:
             for wire in wires:
                 wire.abort(exc)
-                wire.ready.exception()  # seen, so that asyncio does not report it
+                if not wire.ready.cancelled():
+                    wire.ready.exception()  # seen, so that asyncio does not report it
             raise
         return wires[-1]

@@ -32,14 +32,18 @@ DELAY = "msgbus-delay"
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE = 0x8000, 0x2000, 0x1000
 _PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION = 0x0800, 0x0400, 0x0200, 0x0100
 _MESSAGE_ID, _TIMESTAMP, _TYPE, _APP_ID = 0x0080, 0x0040, 0x0020, 0x0008
-_FLAGS = {
-    CONTENT_TYPE: _CONTENT_TYPE,
-    CORRELATION_ID: _CORRELATION_ID,
-    REPLY_TO: _REPLY_TO,
-    ID: _MESSAGE_ID,
-    TYPE: _TYPE,
-    SOURCE: _APP_ID,
+# Properties follow each other from the highest flag bit to the lowest. Each has its slot in that order (but the header
+# table and the delivery mode, always there, share one), and those that headers become are found by name.
+_SLOTS = {
+    CONTENT_TYPE: (0, _CONTENT_TYPE),
+    CORRELATION_ID: (3, _CORRELATION_ID),
+    REPLY_TO: (4, _REPLY_TO),
+    ID: (6, _MESSAGE_ID),
+    TYPE: (8, _TYPE),
+    SOURCE: (9, _APP_ID),
 }
+_TABLE_SLOT, _PRIORITY_SLOT, _EXPIRATION_SLOT, _TIMESTAMP_SLOT = 1, 2, 5, 7
+_NO_SLOTS = [b""] * 10
 _ALL = tuple(1 << bit for bit in range(15, 1, -1))
 _ONE_OCTET = _DELIVERY_MODE | _PRIORITY
 _SHORT = 255
@@ -77,27 +81,31 @@ def encode_content(
     Raises:
         ValueError: A header cannot be encoded.
     """
-    props: dict[int, bytes] = {}
+    flags = _HEADERS | _DELIVERY_MODE
+    slots = _NO_SLOTS.copy()
     table: list[bytes] = []
-    flag_of = _FLAGS.get
+    octets, slot_of = _OCTETS, _SLOTS.get
     for name, value in headers.items():
         raw = value.encode()
         length = len(raw)
-        if length <= _SHORT and (flag := flag_of(name)):
-            props[flag] = _OCTETS[length] + raw
+        if length <= _SHORT and (place := slot_of(name)):
+            slot, flag = place
+            slots[slot] = octets[length] + raw
+            flags |= flag
         else:
             table.append(_name(name) + _LONG.pack(length) + raw)
     fields = b"".join(table)
-    props[_HEADERS] = _LONG.pack(len(fields)) + fields
-    props[_DELIVERY_MODE] = b"\x02" if persistent else b"\x01"
+    slots[_TABLE_SLOT] = _LONG.pack(len(fields)) + fields + (b"\x02" if persistent else b"\x01")
     if TIME in headers:  # and only then: what was published without a time must arrive without one
-        props[_TIMESTAMP] = _LONGLONG.pack(timestamp)
+        slots[_TIMESTAMP_SLOT] = _LONGLONG.pack(timestamp)
+        flags |= _TIMESTAMP
     if priority is not None:
-        props[_PRIORITY] = _OCTETS[priority]
+        slots[_PRIORITY_SLOT] = octets[priority]
+        flags |= _PRIORITY
     if expiration is not None:
-        props[_EXPIRATION] = _OCTETS[len(expiration)] + expiration.encode()
-    # Properties follow each other from the highest flag bit to the lowest.
-    return _HEADER.pack(60, 0, size, sum(props)) + b"".join([props[flag] for flag in sorted(props, reverse=True)])
+        slots[_EXPIRATION_SLOT] = octets[len(expiration)] + expiration.encode()
+        flags |= _EXPIRATION
+    return _HEADER.pack(60, 0, size, flags) + b"".join(slots)
 
 
 class Delivered(Message):  # type: ignore[misc]
@@ -135,7 +143,7 @@ def read_headers(header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
         if name:
             stop = offset + 1 + header[offset]
             if name not in headers:
-                headers[name] = header[offset + 1 : stop].decode(errors="replace")
+                headers[name] = header[offset + 1 : stop].decode("utf-8", "replace")
             offset = stop
         elif flag == _HEADERS:
             offset = _read_table(header, offset, headers, own)
@@ -151,7 +159,7 @@ def read_headers(header: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 @lru_cache(1024)
 def _present(flags: int) -> tuple[tuple[int, str], ...]:
     """Return the properties that are there, in order, and the headers that they become."""
-    names = {flag: name for name, flag in _FLAGS.items()}
+    names = {flag: name for name, (_, flag) in _SLOTS.items()}
     return tuple((flag, names.get(flag, "")) for flag in _ALL if flags & flag)
 
 
@@ -166,7 +174,7 @@ def _read_table(data: bytes, start: int, headers: dict[str, str], own: dict[str,
         if data[after] == _TEXT:
             begin = after + 5
             offset = begin + unpack(data, after + 1)[0]
-            (own if ours else headers)[name] = data[begin:offset].decode(errors="replace")
+            (own if ours else headers)[name] = data[begin:offset].decode("utf-8", "replace")
         elif ours and data[after] == _LONG_INTEGER:  # x-delivery-count, on every message of a quorum queue
             (own[name],) = _INTEGER.unpack_from(data, after + 1)
             offset = after + 9

@@ -75,7 +75,7 @@ class Publisher:
                 self._interrupt(line, job, index)
                 break
             try:
-                data = self._encode(line.channel, parcel, timestamp)
+                frames = self._encode(line.channel, parcel, timestamp)
             except NotSent as exc:
                 job.resolve(index, exc)
             except ValueError as exc:
@@ -83,7 +83,7 @@ class Publisher:
                 error.__cause__ = exc
                 job.resolve(index, error)
             else:
-                line.write(data, job, index, parcel)
+                line.write(frames, job, index, parcel)
         await job.done
         return job.results
 
@@ -101,7 +101,7 @@ class Publisher:
                 self._line = _Line(channel)
             return self._line
 
-    def _encode(self, channel: Channel, parcel: Parcel, timestamp: int) -> bytes:
+    def _encode(self, channel: Channel, parcel: Parcel, timestamp: int) -> list[bytes]:
         body, route = parcel.body, parcel.route
         size = len(body)
         if size > self._max_body:
@@ -116,13 +116,16 @@ class Publisher:
             expiration=None if native.expiration is None else str(native.expiration),
         )
         number = channel.number
-        data = frame(METHOD, number, route.method) + frame(HEADER, number, content)
         chunk = channel.wire.frame_max - 8
         if len(content) > chunk:
             raise PublishRejected(f"the headers take {len(content)} bytes, more than the broker's frame of {chunk}")
-        if size <= chunk:
-            return data + frame(BODY, number, body) if body else data
-        return data + b"".join([frame(BODY, number, body[i : i + chunk]) for i in range(0, size, chunk)])
+        frames = [*frame(METHOD, number, route.method), *frame(HEADER, number, content)]
+        if 0 < size <= chunk:
+            frames += frame(BODY, number, body)
+        elif size:
+            for start in range(0, size, chunk):
+                frames += frame(BODY, number, body[start : start + chunk])
+        return frames
 
     def _interrupt(self, line: _Line, job: _Job, first: int) -> None:
         why = reason(line.channel.closed.result())
@@ -176,10 +179,10 @@ class _Line:
             else:
                 await self.channel.wire.flowing()
 
-    def write(self, data: bytes, job: _Job, index: int, parcel: Parcel) -> None:
+    def write(self, frames: list[bytes], job: _Job, index: int, parcel: Parcel) -> None:
         self._tag += 1
         self._pending[self._tag] = job, index, parcel
-        self.channel.wire.write(data)
+        self.channel.wire.write(*frames)
 
     def _on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
         pending = self._pending

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Any
+from typing import Any, cast
 
 from amqp import spec
 from amqp.exceptions import ConnectionError as AMQPConnectionError
@@ -25,7 +25,7 @@ __all__ = ["Login", "Wire"]
 
 _FRAME = Struct(">BHI")
 _METHOD = Struct(">HH")
-_HEARTBEAT = frame(8, 0, b"")
+_HEARTBEAT = b"".join(frame(8, 0, b""))
 _FRAME_MAX = 131_072
 _CHANNEL_MAX = 2047
 _WRITE_BUFFER = 4 * 1024 * 1024
@@ -128,11 +128,11 @@ class Wire(asyncio.Protocol):
         """Whether a publish need not wait."""
         return not self._paused and self.blocked is None
 
-    def write(self, data: bytes) -> None:
-        """Send *data* together with all else that is written in this turn of the loop."""
+    def write(self, *parts: bytes) -> None:
+        """Send *parts* together with all else that is written in this turn of the loop."""
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(data)
+        self._out += parts
 
     async def aclose(self) -> None:
         """Close politely, but not for long. Idempotent."""
@@ -162,10 +162,9 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-        transport.write(b"AMQP\x00\x00\x09\x01")
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._transport.write(b"AMQP\x00\x00\x09\x01")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everyone."""
@@ -285,10 +284,10 @@ class Wire(asyncio.Protocol):
         self._channels.pop(channel.number, None)
 
     def _send(self, method: Signature, form: str = "", *arguments: Any) -> None:
-        self.write(frame(METHOD, 0, method_payload(method, form, *arguments)))
+        self.write(*frame(METHOD, 0, method_payload(method, form, *arguments)))
 
     def _flush(self) -> None:
         out, self._out = self._out, []
         if out and self._transport is not None and self.is_open:
             self._said = True
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._transport.write(b"".join(out))

@@ -641,3 +641,30 @@ def test_request_reply_answers_and_reports_failures() -> None:
             assert answers == [{"price": float(n)} for n in range(100)]
 
     run(main())
+
+
+def test_publish_middleware_around_a_request_ends_in_its_own_time() -> None:
+    """The answer is returned as soon as it is there; what middleware does after the confirm is not cut off."""
+    price = RequestReply("price", Order, str)
+    answered = asyncio.Event()
+    ended: list[str] = []
+
+    async def slow(message: Any, call_next: Any) -> None:
+        await call_next(message)
+        await answered.wait()
+        ended.append(message.type)
+
+    bus = make_bus(publish_middleware=[slow])
+
+    @bus.on(price)
+    async def quote(order: Order) -> str:
+        return "9.90"
+
+    async def main() -> None:
+        async with TestBus(bus):
+            assert await bus.request(price, Order(id="1")) == "9.90"
+            assert ended == []
+            answered.set()
+            await eventually(lambda: ended == ["Order"])
+
+    run(main())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
 from amqp import spec
 
+from msgbus import Bus
 from msgbus.adapter import ATTEMPTS, DEAD, Ack, DeadLetter, Nack, Source
 from msgbus.errors import ClosedError, LeaseLost, SettleError, TopologyError
+from tests.adapters.rabbitmq import poison
 from tests.adapters.rabbitmq.conftest import eventually, nothing, receive, subscribe, take
 
 
@@ -342,3 +345,48 @@ async def test_stats(rig):
         assert (await adapter.stats(source)).dead == 0
         with pytest.raises(TopologyError):
             await adapter.stats(rig.queue())
+
+
+async def test_a_message_that_kills_its_consumer_is_dead_lettered(rig):
+    """The broker counts, so not even workers that live no longer than the message are killed for ever."""
+    async with Bus(rig.broker.url) as bus:
+        await bus.send_many(poison.JOBS, ["poison", "good"])
+        command = [sys.executable, poison.__file__, rig.broker.url]
+        worker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(100):
+            printed, _ = await worker.communicate()
+        (dead,) = await (await bus.dead_letters(poison.JOBS)).peek()
+
+    # Its attempts, and the slack for deliveries that ended before a handler saw the message.
+    assert int(printed) == poison.ATTEMPTS + 20
+    assert (dead.message.body, dead.report.reason) == (b"poison", "crashed")
+
+
+async def test_the_brokers_consumer_timeout_is_repaired(rig):
+    """Half an hour by default: then the broker closes the channel, and hands its messages out again."""
+    source = rig.queue()
+    limits = {"consumer_timeout": (1_000, 1_800_000), "channel_tick_interval": (1_000, 60_000)}
+    set_env = "application:set_env(rabbit, {}, {})".format
+    short = ", ".join(set_env(name, value) for name, (value, _) in limits.items())
+    default = ", ".join(set_env(name, value) for name, (_, value) in limits.items())
+    async with rig.adapter(source) as adapter:
+        await rig.publish(adapter, source, "a")
+        await asyncio.to_thread(rig.broker.ctl, "eval", f"{short}.")
+        try:
+            subscription = await subscribe(adapter, source)
+            (held,) = await receive(subscription, 1)
+            (again,) = await receive(subscription, 1)
+        finally:
+            await asyncio.to_thread(rig.broker.ctl, "eval", f"{default}.")
+
+        assert [LeaseLost] == [type(error) for error in await subscription.settle([Ack(held)])]
+        assert again.deliveries == 2
+
+
+async def test_the_broker_drops_what_has_outlived_its_expiration(rig):
+    source = rig.queue(native={"expiration": 100})
+    async with rig.adapter(source) as adapter:
+        await rig.publish(adapter, source, "old")
+        await eventually(lambda: _ready_is(adapter, source, 0), "it is dropped")
+
+        await nothing(await subscribe(adapter, source), 0.1)

@@ -74,7 +74,7 @@ async def test_the_broker_restarts(rig, how):
     health = []
 
     async def fault(done):
-        if done in (500, 1000):
+        if done == 700:
             if how == "kill":
                 await asyncio.to_thread(rig.broker.kill)
             await asyncio.to_thread(rig.broker.restart if how == "restart" else rig.broker.start)

@@ -1,28 +1,30 @@
-"""``amqps://``: verified by default, with client certificates, all of it through a terminator before the broker."""
+"""``amqps://`` against RabbitMQ's own TLS listener: verified by default, with client certificates."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import shutil
-import ssl
 import subprocess
-from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
 from msgbus.adapter import AdapterConfig, BusURL
 from msgbus.errors import AccessDenied, BrokerUnavailable, ConfigError
 from msgbus_rabbitmq import RabbitMQAdapter
-from tests.adapters.rabbitmq.conftest import subscribe, take
+from scripts.brokers import BrokerMissing
+from scripts.brokers._net import HOST, free_port
+from scripts.brokers.fixtures import unavailable
+from scripts.brokers.rabbitmq import RabbitMQ
+from tests.adapters.rabbitmq.conftest import Rig, eventually, receive, subscribe, take
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+OTHER_HOST = "127.0.0.2"
+"""Not in the certificate."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pki(tmp_path_factory):
     """Return a folder with an authority, a server's and a client's certificate."""
+    if shutil.which("openssl") is None:
+        unavailable("openssl not found: apt-get install openssl")
     folder = tmp_path_factory.mktemp("pki")
 
     def openssl(*arguments):
@@ -40,61 +42,111 @@ def pki(tmp_path_factory):
     return folder
 
 
-@asynccontextmanager
-async def terminator(broker, pki, *, client_certificates=False):
-    """Serve TLS before the broker; yield the port."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki / "ca.pem")
-    context.load_cert_chain(pki / "server.pem", pki / "server.key")
-    if client_certificates:
-        context.verify_mode = ssl.CERT_REQUIRED
-    parts = urlsplit(broker.url)
+class SecureRabbitMQ(RabbitMQ):
+    """Also listens for TLS, wants a client certificate, and takes its common name for the user's."""
 
-    async def pump(reader, writer):
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+    def __init__(self, pki):
+        super().__init__()
+        self.tls_port = free_port()
+        self._pki = pki
 
-    async def serve(reader, writer):
-        to_broker = await asyncio.open_connection(parts.hostname, parts.port)
-        await asyncio.gather(pump(reader, to_broker[1]), pump(to_broker[0], writer))
+    def _prepare(self):
+        super()._prepare()
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
+        with (self.folder / "rabbitmq.conf").open("a") as conf:
+            conf.write(
+                f"""\
+listeners.ssl.local = {HOST}:{self.tls_port}
+listeners.ssl.other = {OTHER_HOST}:{self.tls_port}
+ssl_options.cacertfile = {self._pki}/ca.pem
+ssl_options.certfile = {self._pki}/server.pem
+ssl_options.keyfile = {self._pki}/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+"""
+            )
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
-        yield server.sockets[0].getsockname()[1]
+
+@pytest.fixture(scope="module")
+def broker(pki):
+    try:
+        broker = SecureRabbitMQ(pki)
+    except BrokerMissing as exc:
+        unavailable(str(exc))
+    with broker:
+        broker.ctl("add_user", "client", "no-password-is-asked-for")
+        broker.ctl("set_permissions", "client", ".*", ".*", ".*")
+        yield broker
 
 
-async def test_a_round_trip(rig, pki):
+@pytest.fixture
+def rig(broker, pki):
+    rig = Rig(broker)
+    rig.files = f"ca={pki}/ca.pem&cert={pki}/client.pem&key={pki}/client.key"
+    rig.url = f"amqps://guest:guest@localhost:{broker.tls_port}/"
+    return rig
+
+
+async def test_a_round_trip_with_a_client_certificate(rig):
     source = rig.queue()
-    async with terminator(rig.broker, pki) as port:
-        url = f"amqps://guest:guest@localhost:{port}/?ca={pki}/ca.pem"
-        async with rig.adapter(source, url=url) as adapter:
-            await rig.publish(adapter, source, *map(str, range(500)))
-            subscription = await subscribe(adapter, source, prefetch=500)
-            assert sorted(await take(subscription, 500)) == sorted(map(str, range(500)))
-            big = rig.message(source, "big")
-            big.body = b"x" * 1_000_000
-            assert await adapter.publish([big]) == [None]
-            assert len((await take(subscription, 1))[0]) == 1_000_000
+    async with rig.adapter(source, url=f"{rig.url}?{rig.files}") as adapter:
+        await rig.publish(adapter, source, *map(str, range(500)))
+        subscription = await subscribe(adapter, source, prefetch=500)
+        assert sorted(await take(subscription, 500)) == sorted(map(str, range(500)))
+        big = rig.message(source, "big")
+        big.body = b"x" * 1_000_000
+        assert await adapter.publish([big]) == [None]
+        assert len((await take(subscription, 1))[0]) == 1_000_000
+        assert (await adapter.stats(source)).dead == 0
+        assert adapter.raw.connection.server_properties["product"] == "RabbitMQ"
+
+
+async def test_a_cut_is_repaired(rig):
+    source = rig.queue()
+    async with rig.adapter(source, url=f"{rig.url}?{rig.files}") as adapter:
+        await rig.publish(adapter, source, "a")
+        subscription = await subscribe(adapter, source)
+        await receive(subscription, 1)
+        adapter._consuming.require().abort(ConnectionResetError("cut"))
+        await eventually(lambda: adapter.health.ok, "it is connected again")
+
+        assert await take(subscription, 1) == ["a"]
+
+
+async def test_the_certificate_instead_of_a_password(rig):
+    source = rig.queue()
+    url = f"amqps://localhost:{rig.broker.tls_port}/?{rig.files}&auth=external"
+    async with rig.adapter(source, url=url) as adapter:
+        await rig.publish(adapter, source, "a")
+        assert await take(await subscribe(adapter, source), 1) == ["a"]
+        assert "client\n" in rig.broker.ctl("list_connections", "user")
+
+
+async def test_without_a_client_certificate_the_broker_refuses(rig, pki):
+    with pytest.raises(BrokerUnavailable):
+        async with rig.adapter(url=f"{rig.url}?ca={pki}/ca.pem"):
+            pass
 
 
 async def test_an_unknown_authority_is_refused(rig, pki):
-    async with terminator(rig.broker, pki) as port:
-        with pytest.raises(AccessDenied, match="certificate verify failed"):
-            async with rig.adapter(url=f"amqps://guest:guest@localhost:{port}/"):
-                pass
+    with pytest.raises(AccessDenied, match="certificate verify failed"):
+        async with rig.adapter(url=f"{rig.url}?cert={pki}/client.pem&key={pki}/client.key"):
+            pass
 
 
-async def test_a_client_certificate_is_shown(rig, pki):
-    source = rig.queue()
-    async with terminator(rig.broker, pki, client_certificates=True) as port:
-        url = f"amqps://guest:guest@127.0.0.1:{port}/?ca={pki}/ca.pem"
-        with pytest.raises(BrokerUnavailable):
-            async with rig.adapter(url=url):
-                pass
-        async with rig.adapter(source, url=f"{url}&cert={pki}/client.pem&key={pki}/client.key") as adapter:
-            await rig.publish(adapter, source, "a")
-            assert await take(await subscribe(adapter, source), 1) == ["a"]
+async def test_another_host_name_than_the_certificate_has_is_refused(rig):
+    with pytest.raises(AccessDenied, match="certificate verify failed"):
+        async with rig.adapter(url=f"amqps://guest:guest@{OTHER_HOST}:{rig.broker.tls_port}/?{rig.files}"):
+            pass
+
+
+async def test_plain_tcp_to_the_tls_port_is_an_outage(rig):
+    with pytest.raises(BrokerUnavailable):
+        async with rig.adapter(url=f"amqp://guest:guest@localhost:{rig.broker.tls_port}/"):
+            pass
 
 
 async def test_certificates_that_cannot_be_loaded_are_named(tmp_path):

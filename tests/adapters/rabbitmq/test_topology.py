@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -128,9 +129,32 @@ async def test_another_partitioning_is_refused(rig):
         with pytest.raises(TopologyError, match="partitions"):
             async with rig.adapter(source, options=options):
                 pass
-    with pytest.raises(TopologyError, match="with a key"):
-        async with rig.adapter(Source(Address(Kind.QUEUE, source.address.name))):
+
+
+@pytest.mark.parametrize("provision", [Provision.CREATE, Provision.VERIFY])
+async def test_a_key_where_there_was_none_is_refused_and_the_other_way_round(rig, provision):
+    """Else one program's messages would wait in queues that the other does not consume."""
+    for keyed, said in ((True, "exists with a key"), (False, "exists without a key")):
+        queue, topic = rig.queue(keyed=keyed), rig.topic(keyed=keyed)
+        async with rig.adapter(queue, topic):
             pass
+        for source in (queue, topic):
+            other = replace(source, address=replace(source.address, keyed=not keyed))
+            with pytest.raises(TopologyError, match=said):
+                async with rig.adapter(other, provision=provision):
+                    pass
+
+
+async def test_two_vhosts_do_not_meet(rig):
+    vhost, source = rig.name("vhost"), rig.queue()
+    rig.broker.ctl("add_vhost", vhost)
+    rig.broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+    async with rig.adapter(source, url=rig.broker.url + vhost) as there, rig.adapter(source) as here:
+        await rig.publish(there, source, "there")
+        await rig.publish(here, source, "here")
+
+        assert await take(await subscribe(there, source), 1) == ["there"]
+        assert await take(await subscribe(here, source), 1) == ["here"]
 
 
 async def test_a_second_process_takes_over_the_partitions(rig):
@@ -232,3 +256,19 @@ async def test_removing_leaves_nothing_and_what_was_joined_alone(rig):
         names = rig.broker.ctl("list_exchanges", "name") + rig.broker.ctl("list_queues", "name")
         assert keyed.address.name not in names
         assert native["dead_letters"] not in names
+
+
+async def test_the_permissions_that_the_page_names_are_enough(rig):
+    user, source = rig.name("user"), rig.queue()
+    reply = Source(Address(Kind.REPLY, rig.name("replies")))
+    ours = rf"^({source.address.name}|rpc:|reply:|msgbus)"
+    url = rig.broker.url.replace("guest:guest", f"{user}:secret")
+    rig.broker.ctl("add_user", user, "secret")
+    for provision, configure in ((Provision.CREATE, ours), (Provision.VERIFY, "^reply:")):
+        rig.broker.ctl("set_permissions", "-p", "/", user, configure, rf"{ours}|^amq\.default", ours)
+        async with rig.adapter(source, url=url, provision=provision) as adapter:
+            subscription, replies = await subscribe(adapter, source), await subscribe(adapter, reply)
+            await rig.publish(adapter, source, "a", delay=0.1)
+            await rig.publish(adapter, Source(Address(Kind.REPLY, replies.address)), "b")
+            assert await take(subscription, 1) == ["a"]
+            assert await take(replies, 1) == ["b"]
