@@ -170,7 +170,7 @@ def test_the_same_channel_defined_differently_is_refused() -> None:
         (orders, {"park": True}, "has no key"),
         (orders, {"retry": 3}, r"retry= takes a Retry"),
         (orders, {"idempotent": "yes"}, "idempotent= takes"),
-        ("orders", {}, "takes a Queue, a Topic or a RequestReply"),
+        ("orders", {}, "takes a Queue, a Topic, a RequestReply or a ScatterGather"),
         (price, {"batch": 3}, "answered one by one"),
     ],
 )
