@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BROKER))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract bench-core docs package clean brokers
+.PHONY: help demo test test-brokers quick check contract bench-core bench-rabbitmq docs package clean brokers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -45,6 +45,11 @@ brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROK
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))
+
+bench-rabbitmq: $(STAMP) ## Measure RabbitMQ beside FastStream, kombu and py-amqp (JSON=file)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@$(BIN)/python -m scripts.brokers --install rabbitmq
+	@$(BIN)/python tests/bench/rabbitmq.py $(if $(JSON),--json $(JSON))
 
 docs: $(STAMP) ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

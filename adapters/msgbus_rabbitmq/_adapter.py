@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from msgbus.adapter import (
     Topology,
     parse_options,
 )
-from msgbus.errors import ChannelError, ConfigError, PublishError, PublishRejected, TopologyError
+from msgbus.errors import BrokerUnavailable, ChannelError, ConfigError, PublishError, PublishRejected, TopologyError
 from msgbus_rabbitmq._errors import translate
 from msgbus_rabbitmq._layout import MAX_DELAY, Layout
 from msgbus_rabbitmq._link import Link, Target
@@ -38,6 +39,8 @@ from msgbus_rabbitmq._wire import Login
 __all__ = ["RabbitMQAdapter"]
 
 _PORT, _TLS_PORT = 5672, 5671
+_PAUSE = 0.2
+"""Seconds before declaring is tried again."""
 
 
 class RabbitMQAdapter(Adapter):
@@ -159,9 +162,19 @@ class RabbitMQAdapter(Adapter):
     # -- working ------------------------------------------------------------------------------------------------
 
     async def declare(self, topology: Topology) -> None:
-        """See `Adapter.declare`."""
-        await self._consuming.ready()
-        await self._declarer.declare(topology)
+        """See `Adapter.declare`. Begins again when the broker goes away meanwhile, for as long as to connect."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.connect_timeout
+        while True:
+            await self._consuming.ready()
+            try:
+                await self._declarer.declare(topology)
+            except BrokerUnavailable:
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
 
     async def publish(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
         """See `Adapter.publish`."""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from msgbus.adapter import Ack
+from msgbus.adapter import Ack, Topology
 from msgbus.errors import AccessDenied, BrokerUnavailable
 from msgbus.testing.faults import FaultProxy
 from tests.adapters.rabbitmq.conftest import eventually, persist, receive, subscribe, take
@@ -206,3 +206,18 @@ async def test_a_peer_that_speaks_something_else_is_an_outage(rig):
         with pytest.raises(BrokerUnavailable):
             async with rig.adapter(url=f"amqp://127.0.0.1:{port}/"):
                 pass
+
+
+async def test_declaring_begins_again_when_the_connection_is_lost_meanwhile(rig):
+    source = rig.queue()
+    async with rig.adapter() as adapter:
+        connect = adapter._declarer._connect
+
+        def cut_once():
+            adapter._declarer._connect = connect
+            raise ConnectionResetError("cut")
+
+        adapter._declarer._connect = cut_once
+        await adapter.declare(Topology(sources=(source,)))
+
+        await rig.publish(adapter, source, "a")
