@@ -83,7 +83,7 @@ class Answers:
         return [None] * len(answers)
 
     async def _send_twice(self, answers: Sequence[tuple[str, bytes]]) -> list[SettleError | None]:
-        jobs = [Job(reply, payload, {}, Mode.PROCESSED) for reply, payload in answers]
+        jobs = [Job(reply, payload, b"", Mode.PROCESSED) for reply, payload in answers]
         try:
             outcome = await self._tools.confirms.publish(jobs)
         except BrokerUnavailable as exc:
@@ -95,11 +95,10 @@ class Answers:
         jobs = []
         for grave in graves:
             subject = self._tools.names.dead_subject(self._source, grave.received.channel)
-            headers = encode_headers(grave.headers)
-            if (receipt := grave.received.receipt) is not None:
-                # One dead letter for each time the message was stored, however often this is tried.
-                headers["Nats-Msg-Id"] = f"{subject}:{receipt.seq}:{receipt.time}"
-            jobs.append(Job(subject, grave.received.body, headers, Mode.STORED))
+            receipt = grave.received.receipt
+            # One dead letter for each time the message was stored, however often this is tried.
+            instructions = {} if receipt is None else {"Nats-Msg-Id": f"{subject}:{receipt.seq}:{receipt.time}"}
+            jobs.append(Job(subject, grave.received.body, encode_headers(grave.headers, instructions), Mode.STORED))
         try:
             results = await self._tools.confirms.publish(jobs)
         except BrokerUnavailable as exc:

@@ -27,8 +27,8 @@ from msgbus.errors import (
     PublishRejected,
     Unroutable,
 )
+from msgbus_nats._client import NatsClient
 from msgbus_nats._errors import Busy, Unconfirmed, refused
-from msgbus_nats._headers import wire_size
 from msgbus_nats._link import Link
 
 __all__ = ["Confirms", "Job", "Mode"]
@@ -60,7 +60,7 @@ class Job:
     Attributes:
         subject: Where to.
         body: The body.
-        headers: The headers, encoded.
+        headers: The encoded header block.
         mode: Who confirms it.
         reply_to: On requests, the reply address it names, so that plain answers find their way, too.
         id: The message's id.
@@ -68,7 +68,7 @@ class Job:
 
     subject: str
     body: bytes
-    headers: dict[str, str]
+    headers: bytes
     mode: Mode
     reply_to: str = ""
     id: str = ""
@@ -177,7 +177,7 @@ class Confirms:
         if heard:
             await self._await_silence(batch, heard)
 
-    async def _write(self, client: Client, batch: _Batch, index: int, job: Job, size: int) -> PublishError | None:
+    async def _write(self, client: NatsClient, batch: _Batch, index: int, job: Job, size: int) -> PublishError | None:
         number = batch.first + index
         reply = "" if job.mode is Mode.CAST else f"{self._prefix}{number}"
         self._pending[number] = (batch, index)
@@ -189,11 +189,11 @@ class Confirms:
         try:
             if self._link.client is not client:
                 raise errors.ConnectionClosedError
-            await client.publish(job.subject, job.body, reply, job.headers or None)
+            await client.send(job.subject, job.body, reply, job.headers)
         except (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError) as exc:
             error: PublishError = Busy("the connection was lost before the message was sent")
             error.__cause__ = exc
-        except (errors.Error, UnicodeEncodeError) as exc:
+        except errors.Error as exc:
             error = PublishRejected(f"NATS cannot take the message for {job.subject}: {exc}")
             error.__cause__ = exc
         else:
@@ -204,10 +204,8 @@ class Confirms:
         limit = self._max_body()
         if size > limit:
             return MessageTooLarge(size, limit)
-        # The server closes the connection over a message that is too large with its headers.
-        room = self._link.max_payload - size
-        if 4 * sum(map(len, job.headers.values())) + 256 * len(job.headers) > room and wire_size(job.headers) > room:
-            return MessageTooLarge(size + wire_size(job.headers), self._link.max_payload)
+        if size + len(job.headers) > self._link.max_payload:  # the server would close the connection
+            return MessageTooLarge(size + len(job.headers), self._link.max_payload)
         return None
 
     async def _await_silence(self, batch: _Batch, heard: list[int]) -> None:

@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
-__all__ = ["decode_headers", "encode_headers", "parse_block", "wire_size"]
+__all__ = ["decode_headers", "encode_headers", "parse_headers"]
 
 RESERVED = "Nats-"
 """Headers under this prefix instruct the server, or come from it."""
+_FIRST_LINE = "NATS/1.0\r\n"
 _MARK = "%pct:"
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_READABLE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_READABLE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_TRIMMED = " \t\r\n\x0b\x0c"
 
 
-def encode_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return *headers* as they go over the wire.
+def encode_headers(headers: Mapping[str, str], instructions: Mapping[str, str] | None = None) -> bytes:
+    """Return the header block that goes over the wire; empty if there are no headers.
+
+    Args:
+        headers: A message's headers.
+        instructions: Headers for the server.
 
     Raises:
         ValueError: A name cannot be carried; says which and why.
     """
-    wire: dict[str, str] = {}
-    for name, value in headers.items():
-        if not _NAME.match(name):
-            raise ValueError(f"NATS cannot carry a header named {name!r}: use letters, digits and !#$%&'*+-.^_`|~")
-        if name.startswith(RESERVED):
-            raise ValueError(f"the header name {name!r} is NATS's own: names must not begin with {RESERVED!r}")
-        wire[name] = value if _survives(value) else _MARK + quote(value, safe=_READABLE.strip(), errors="surrogatepass")
-    return wire
+    lines = [f"{_checked(name)}: {_encoded(value)}\r\n" for name, value in headers.items()]
+    if instructions:
+        lines += [f"{name}: {_encoded(value)}\r\n" for name, value in instructions.items()]
+    return f"{_FIRST_LINE}{''.join(lines)}\r\n".encode() if lines else b""
 
 
 def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:
@@ -46,26 +49,32 @@ def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-def parse_block(block: bytes) -> dict[str, str]:
-    """Parse a raw header block (``NATS/1.0``, lines, an empty line), as administrative answers contain it."""
+def parse_headers(lines: bytes) -> dict[str, str]:
+    """Parse header lines; the first line of a whole block is passed over."""
     headers: dict[str, str] = {}
-    for line in block.split(b"\r\n")[1:]:
-        name, separator, value = line.partition(b":")
+    for line in lines.decode("utf-8", "replace").split("\r\n"):
+        name, separator, value = line.partition(":")
         if separator:
-            headers[name.strip().decode("ascii", "replace")] = value.strip().decode("utf-8", "replace")
+            headers[name.strip()] = value.strip(_TRIMMED)
     return headers
 
 
-def wire_size(wire: Mapping[str, str]) -> int:
-    """Return how many bytes *wire* headers have, as the server counts them toward its maximum payload."""
-    return 12 + sum(len(name) + len(value.encode(errors="surrogatepass")) + 4 for name, value in wire.items())
+@lru_cache(maxsize=1024)
+def _checked(name: str) -> str:
+    if not _NAME.match(name):
+        raise ValueError(f"NATS cannot carry a header named {name!r}: use letters, digits and !#$%&'*+-.^_`|~")
+    if name.startswith(RESERVED):
+        raise ValueError(f"the header name {name!r} is NATS's own: names must not begin with {RESERVED!r}")
+    return name
 
 
-def _survives(value: str) -> bool:
+def _encoded(value: str) -> str:
     if value.isascii() and value.isprintable():  # the common case, fast
-        return value[:1] != " " and value[-1:] != " " and not value.startswith(_MARK)
-    return (
-        value.strip() == value
-        and not any(c < " " or "\ud800" <= c <= "\udfff" for c in value)
-        and not value.startswith(_MARK)
-    )
+        survives = value[:1] != " " and value[-1:] != " " and not value.startswith(_MARK)
+    else:
+        survives = (
+            value.strip() == value
+            and not any(c < " " or "\ud800" <= c <= "\udfff" for c in value)
+            and not value.startswith(_MARK)
+        )
+    return value if survives else _MARK + quote(value, safe=_READABLE, errors="surrogatepass")

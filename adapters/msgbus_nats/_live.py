@@ -203,4 +203,4 @@ class LiveSubscription(Subscription):
         client = self._link.use()
         for received in [*self._live, *(r for _, r in self._later), *self._buffer]:
             reply = received.raw.reply if received.raw is not None else ""
-            await client.publish(self._subjects[0], received.body, reply, encode_headers(received.headers) or None)
+            await client.send(self._subjects[0], received.body, reply, encode_headers(received.headers))

@@ -129,6 +129,21 @@ def test_an_answer_nobody_waits_for_is_an_error(kit):
     kit.run(body())
 
 
+@pytest.mark.parametrize("subject", ["a b", "a\r\nPUB evil 0\r\n\r\n", "a\x00"])
+def test_a_reply_address_cannot_smuggle_commands(kit, subject):
+    async def body():
+        async with kit.adapter() as adapter, kit.plain() as client:
+            evil = await client.subscribe("evil")
+            await client.flush()
+            for headers in ({}, {"mine": "x"}):
+                (error,) = await adapter.publish([Outgoing(Address(Kind.REPLY, subject), b"x", headers, "a1")])
+                assert isinstance(error, PublishRejected | NoResponders)
+            assert adapter.health.ok
+            assert evil.pending_msgs == 0
+
+    kit.run(body())
+
+
 def test_responders_share_requests_and_pass_on_what_they_leave(kit):
     async def body():
         price = request_channel()
