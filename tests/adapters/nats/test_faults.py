@@ -243,21 +243,22 @@ def test_what_somebody_deletes_is_made_again(kit, victim):
         stream = f"{kit.prefix}-queue-orders"
         async with kit.adapter(queue, source) as adapter, kit.plain() as client:
             subscription = await kit.consumer(adapter, source)
-            assert await subscription.receive(9, 0.1) == []
-            if victim == "consumer":
-                await client.jetstream().delete_consumer(stream, "work")
-            else:
-                await client.jetstream().delete_stream(stream)
+            receiving = asyncio.create_task(kit.receive(subscription, 1, 50))
 
-            async def is_back():
+            async def is_served():
                 try:
                     return (await client.jetstream().consumer_info(stream, "work")).num_waiting
                 except nats.js.errors.NotFoundError:
                     return False
 
-            await kit.until(is_back)
+            await kit.until(is_served)
+            if victim == "consumer":
+                await client.jetstream().delete_consumer(stream, "work")
+            else:
+                await client.jetstream().delete_stream(stream)
+            await kit.until(is_served)
             await kit.publish(adapter, kit.message(queue, "x"))
-            await kit.ack(subscription, await kit.receive(subscription, 1))
+            await kit.ack(subscription, await receiving)
 
     kit.run(body())
 
