@@ -11,9 +11,10 @@ import asyncio
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from nats import errors
 from nats.aio.client import Client
@@ -27,7 +28,7 @@ from msgbus.errors import (
     PublishRejected,
     Unroutable,
 )
-from msgbus_nats._client import NatsClient
+from msgbus_nats._client import NatsClient, frame
 from msgbus_nats._errors import Busy, Unconfirmed, refused
 from msgbus_nats._link import Link
 
@@ -36,6 +37,10 @@ __all__ = ["Confirms", "Job", "Mode"]
 _WINDOW = 32 * 1024 * 1024
 """Bytes that may be unconfirmed at once. The server refuses more than 128 MiB per stream from all clients."""
 _FORBIDDEN = re.compile(r'permissions violation for publish to "(.+?)"')
+_CHUNK = 64 * 1024
+"""Bytes that are written at once. Smaller costs system calls, larger lets the server wait for us."""
+_UNSAFE = re.compile(r"[\s\x00]")
+"""What would end a subject, and begin another command, on the wire."""
 _REMEMBERED = 10_000
 """How many requests are remembered for answers from responders that know nothing of msgbus's headers."""
 
@@ -51,6 +56,9 @@ class Mode(Enum):
     """Whoever it is for, by any answer."""
     CAST = "cast"
     """Nobody: whoever listens gets it."""
+
+
+_UNCONFIRMED = frozenset({Mode.HEARD, Mode.CAST})
 
 
 @dataclass(slots=True, eq=False)
@@ -161,52 +169,58 @@ class Confirms:
 
     async def _send(self, batch: _Batch) -> None:
         client = self._link.use()
-        heard: list[int] = []
-        for index, job in enumerate(batch.jobs):
-            size = len(job.body)
-            error = self._unfit(job, size)
-            if error is None:
-                while self._bytes and self._bytes + size > _WINDOW:
-                    self._room.clear()
-                    await self._room.wait()
-                error = await self._write(client, batch, index, job, size)
-                if job.mode in (Mode.HEARD, Mode.CAST):
-                    heard.append(index)
-            if error is not None:
-                self._settle(batch, index, error)
+        jobs = batch.jobs
+        sound = [index for index in range(len(jobs)) if not self._refuse(batch, index)]
+        for chunk in _chunks(jobs, sound):
+            size = sum(len(jobs[index].body) for index in chunk)
+            while self._bytes and self._bytes + size > _WINDOW:
+                self._room.clear()
+                await self._room.wait()
+            self._write(client, batch, chunk)
+            await asyncio.sleep(0)  # the server begins while we go on
+        heard = [index for index in sound if jobs[index].mode in _UNCONFIRMED]
         if heard:
             await self._await_silence(batch, heard)
 
-    async def _write(self, client: NatsClient, batch: _Batch, index: int, job: Job, size: int) -> PublishError | None:
-        number = batch.first + index
-        reply = "" if job.mode is Mode.CAST else f"{self._prefix}{number}"
+    def _refuse(self, batch: _Batch, index: int) -> bool:
+        """Tell whether a message cannot be sent, having said so."""
+        job, limit = batch.jobs[index], self._max_body()
+        size = len(job.body)
+        error: PublishError
+        if size > limit:
+            error = MessageTooLarge(size, limit)
+        elif size + len(job.headers) > self._link.max_payload:  # the server would close the connection
+            error = MessageTooLarge(size + len(job.headers), self._link.max_payload)
+        elif not _is_subject(job.subject):
+            error = PublishRejected(f"{job.subject!r} is no subject")
+        else:
+            return False
+        self._settle(batch, index, error)
+        return True
+
+    def _write(self, client: NatsClient, batch: _Batch, chunk: list[int]) -> None:
+        frames = [self._frame(batch, index) for index in chunk]
+        try:
+            if self._link.client is not client:
+                raise errors.ConnectionClosedError
+            client.write(frames)
+        except errors.Error as exc:
+            error = Busy("the connection was lost before the message was sent")
+            error.__cause__ = exc
+            for index in chunk:
+                self._settle(batch, index, error)
+
+    def _frame(self, batch: _Batch, index: int) -> bytes:
+        job, number = batch.jobs[index], batch.first + index
         self._pending[number] = (batch, index)
-        self._bytes += size
+        self._bytes += len(job.body)
+        if job.mode is Mode.CAST:
+            return frame(job.subject, job.body, "", job.headers)
         if job.reply_to:
             self._requests[number] = (job.reply_to, job.id)
             if len(self._requests) > _REMEMBERED:
                 self._requests.popitem(last=False)
-        try:
-            if self._link.client is not client:
-                raise errors.ConnectionClosedError
-            await client.send(job.subject, job.body, reply, job.headers)
-        except (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError) as exc:
-            error: PublishError = Busy("the connection was lost before the message was sent")
-            error.__cause__ = exc
-        except errors.Error as exc:
-            error = PublishRejected(f"NATS cannot take the message for {job.subject}: {exc}")
-            error.__cause__ = exc
-        else:
-            return None
-        return error
-
-    def _unfit(self, job: Job, size: int) -> PublishError | None:
-        limit = self._max_body()
-        if size > limit:
-            return MessageTooLarge(size, limit)
-        if size + len(job.headers) > self._link.max_payload:  # the server would close the connection
-            return MessageTooLarge(size + len(job.headers), self._link.max_payload)
-        return None
+        return frame(job.subject, job.body, f"{self._prefix}{number}", job.headers)
 
     async def _await_silence(self, batch: _Batch, heard: list[int]) -> None:
         """Confirm what the server has read without saying that nobody takes it."""
@@ -227,7 +241,7 @@ class Confirms:
         batch, index = self._pending[number]
         self._settle(batch, index, error)
 
-    async def _answered(self, message: Msg) -> None:
+    def _answered(self, message: Msg) -> None:
         number = int(message.subject[len(self._prefix) :])
         data = message.data
         if data.startswith(b"{") and b'"stream"' in data and b'"error"' not in data:
@@ -262,3 +276,23 @@ class Confirms:
         except (ValueError, KeyError, TypeError):
             return Unconfirmed(f"something that is not JetStream answered on {job.subject!r}")
         return refused(error, job.subject, len(job.body), self._max_body())
+
+
+def _chunks(jobs: Sequence[Job], indices: Sequence[int]) -> Iterator[list[int]]:
+    """Yield *indices* in portions that are written at once."""
+    chunk: list[int] = []
+    size = 0
+    for index in indices:
+        chunk.append(index)
+        size += len(jobs[index].body)
+        if size > _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+@lru_cache(maxsize=4096)
+def _is_subject(text: str) -> bool:
+    """Tell whether *text* can be published to; reply addresses come from strangers."""
+    return bool(text) and not _UNSAFE.search(text)

@@ -32,10 +32,25 @@ def encode_headers(headers: Mapping[str, str], instructions: Mapping[str, str] |
     Raises:
         ValueError: A name cannot be carried; says which and why.
     """
-    lines = [f"{_checked(name)}: {_encoded(value)}\r\n" for name, value in headers.items()]
-    if instructions:
-        lines += [f"{name}: {_encoded(value)}\r\n" for name, value in instructions.items()]
-    return f"{_FIRST_LINE}{''.join(lines)}\r\n".encode() if lines else b""
+    form = _form(tuple(headers), tuple(instructions) if instructions else ())
+    values = (*headers.values(), *instructions.values()) if instructions else tuple(headers.values())
+    block: str = form % values
+    text = "".join(values)
+    if not (text.isascii() and text.isprintable()) or _MARK in text or _has_blank_ends(block):
+        block = form % tuple(map(_encoded, values))
+    return block.encode()
+
+
+@lru_cache(maxsize=1024)
+def _form(names: tuple[str, ...], instructions: tuple[str, ...]) -> str:
+    """Return the block of these headers with ``%s`` for each value; applications use few sets of names."""
+    for name in names:
+        if not _NAME.match(name):
+            raise ValueError(f"NATS cannot carry a header named {name!r}: use letters, digits and !#$%&'*+-.^_`|~")
+        if name.startswith(RESERVED):
+            raise ValueError(f"the header name {name!r} is NATS's own: names must not begin with {RESERVED!r}")
+    lines = [f"{name.replace('%', '%%')}: %s\r\n" for name in names + instructions]
+    return f"{_FIRST_LINE}{''.join(lines)}\r\n" if lines else ""
 
 
 def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:
@@ -43,38 +58,38 @@ def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:
     if not wire:
         return {}
     return {
-        name: unquote(value[len(_MARK) :], errors="surrogatepass") if value.startswith(_MARK) else value
+        name: value if value[:5] != _MARK else unquote(value[5:], errors="surrogatepass")
         for name, value in wire.items()
-        if not name.startswith(RESERVED)
+        if name[:5] != RESERVED
     }
 
 
-def parse_headers(lines: bytes) -> dict[str, str]:
-    """Parse header lines; the first line of a whole block is passed over."""
+def parse_headers(block: bytes) -> dict[str, str]:
+    """Parse a header block; its first line is passed over."""
+    text = block.decode("utf-8", "replace")
+    lines = text.split("\r\n")[1:-2]
+    if not (_has_blank_ends(text) or "\t" in text or "\x0b" in text or "\x0c" in text):
+        try:
+            return dict([line.split(": ", 1) for line in lines])
+        except ValueError:
+            pass  # some line has no space after its colon, or no colon
     headers: dict[str, str] = {}
-    for line in lines.decode("utf-8", "replace").split("\r\n"):
+    for line in lines:
         name, separator, value = line.partition(":")
         if separator:
             headers[name.strip()] = value.strip(_TRIMMED)
     return headers
 
 
-@lru_cache(maxsize=1024)
-def _checked(name: str) -> str:
-    if not _NAME.match(name):
-        raise ValueError(f"NATS cannot carry a header named {name!r}: use letters, digits and !#$%&'*+-.^_`|~")
-    if name.startswith(RESERVED):
-        raise ValueError(f"the header name {name!r} is NATS's own: names must not begin with {RESERVED!r}")
-    return name
+def _has_blank_ends(block: str) -> bool:
+    """Tell whether a value in the block may begin or end with a space, or be empty."""
+    return ":  " in block or " \r\n" in block
 
 
 def _encoded(value: str) -> str:
-    if value.isascii() and value.isprintable():  # the common case, fast
-        survives = value[:1] != " " and value[-1:] != " " and not value.startswith(_MARK)
-    else:
-        survives = (
-            value.strip() == value
-            and not any(c < " " or "\ud800" <= c <= "\udfff" for c in value)
-            and not value.startswith(_MARK)
-        )
+    survives = (
+        value.strip() == value
+        and not any(c < " " or "\ud800" <= c <= "\udfff" for c in value)
+        and not value.startswith(_MARK)
+    )
     return value if survives else _MARK + quote(value, safe=_READABLE, errors="surrogatepass")
