@@ -74,7 +74,13 @@ class NatsAdapter(Adapter):
         self._link = Link(url, self._options, config, self._set_health)
         self._names = Names(options.prefix, options.partitions)
         self._provisioner = Provisioner(self._link, self._names, options, config.provision)
-        self._confirms = Confirms(self._link, options.timeout, lambda: self.capabilities.max_body, self._plain_answer)
+        self._confirms = Confirms(
+            self._link,
+            options.timeout,
+            config.clock.monotonic,
+            lambda: self.capabilities.max_body,
+            self._plain_answer,
+        )
         self._tools = Tools(
             self._link, self._names, self._provisioner, self._confirms, config.clock, options.double_ack
         )
@@ -270,5 +276,5 @@ def _capabilities(options: NatsOptions, max_payload: int) -> Capabilities:
         max_body=_max_body(max_payload),
         max_batch=500,
         max_settle=1000,
-        publish_window=4,
+        publish_window=32,
     )

@@ -62,6 +62,7 @@ class NatsClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._handlers: dict[int, Handler] = {}
+        self._pushing = False
 
     # -- incoming -----------------------------------------------------------------------------------------------
 
@@ -101,8 +102,8 @@ class NatsClient(Client):
 
     # -- outgoing -----------------------------------------------------------------------------------------------
 
-    def write(self, frames: Sequence[bytes]) -> None:
-        """Send what `frame` made.
+    def write(self, frames: Sequence[bytes], *, now: bool = False) -> None:
+        """Send what `frame` made, at once or with what else is written in this turn of the event loop.
 
         Raises:
             nats.errors.OutboundBufferLimitError: There is no connection.
@@ -111,13 +112,22 @@ class NatsClient(Client):
             raise errors.OutboundBufferLimitError
         self.stats["out_msgs"] += len(frames)
         self._write(b"".join(frames))
+        if now:
+            self._push()
 
     def _write(self, command: bytes) -> None:
         self._pending.append(command)
         self._pending_data_size += len(command)
-        # A full queue means that the flusher is about to run, and will take this too.
-        if self._flush_queue is not None and self._flush_queue.empty():
-            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+        if not self._pushing:
+            self._pushing = True
+            asyncio.get_running_loop().call_soon(self._push)
+
+    def _push(self) -> None:
+        """Hand over what nats-py's own flusher, which is a task behind a queue, would hand over a little later."""
+        self._pushing = False
+        if self._pending and self._transport is not None and self.is_connected:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(pending)
 
     def ping(self) -> asyncio.Future[Any]:
         """Return a future that is done when the server has read all that was written so far; never cancel it."""

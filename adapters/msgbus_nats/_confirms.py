@@ -21,7 +21,6 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from msgbus.errors import (
-    BrokerUnavailable,
     MessageTooLarge,
     NoResponders,
     PublishError,
@@ -39,6 +38,9 @@ _WINDOW = 32 * 1024 * 1024
 _FORBIDDEN = re.compile(r'permissions violation for publish to "(.+?)"')
 _CHUNK = 64 * 1024
 """Bytes that are written at once. Smaller costs system calls, larger lets the server wait for us."""
+_SILENCE = 0.01
+"""Seconds before the server is asked whether it has read what nobody confirms: nobody waits for that but the window
+of unconfirmed messages, and many share a question. A request without responders is refused at once nevertheless."""
 _UNSAFE = re.compile(r"[\s\x00]")
 """What would end a subject, and begin another command, on the wire."""
 _REMEMBERED = 10_000
@@ -85,7 +87,7 @@ class Job:
 class _Batch:
     """The jobs of one call, and what became of them."""
 
-    __slots__ = ("done", "first", "jobs", "left", "open", "results")
+    __slots__ = ("done", "first", "jobs", "left", "open", "results", "silence")
 
     def __init__(self, jobs: Sequence[Job], first: int) -> None:
         self.jobs = jobs
@@ -94,6 +96,7 @@ class _Batch:
         self.open = [True] * len(jobs)
         self.results: list[PublishError | None] = [None] * len(jobs)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.silence: asyncio.Future[None] | None = None
 
     def resolve(self, index: int, error: PublishError | None) -> bool:
         if not self.open[index]:
@@ -112,20 +115,29 @@ class Confirms:
     Args:
         link: The connection.
         timeout: Seconds to wait for confirmations.
+        monotonic: The clock.
         max_body: Returns the limit that `MessageTooLarge` names.
         on_answer: Takes answers of plain NATS responders: the reply address, the request's id, the message.
     """
 
     def __init__(
-        self, link: Link, timeout: float, max_body: Callable[[], int], on_answer: Callable[[str, str, Msg], None]
+        self,
+        link: Link,
+        timeout: float,
+        monotonic: Callable[[], float],
+        max_body: Callable[[], int],
+        on_answer: Callable[[str, str, Msg], None],
     ) -> None:
         self._link = link
+        self._monotonic = monotonic
         self._timeout = timeout
         self._max_body = max_body
         self._on_answer = on_answer
         self._prefix = f"{link.inbox}.a."
         self._next = 0
+        self._batches: dict[_Batch, float] = {}
         self._pending: dict[int, tuple[_Batch, int]] = {}
+        self._asked: dict[str, int] = {}
         self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._bytes = 0
         self._room = asyncio.Event()
@@ -142,7 +154,11 @@ class Confirms:
             self._resolve(number, Unconfirmed("the connection was lost before the server confirmed the message"))
 
     def tick(self) -> None:
-        """Nothing is ever due: each call has its own deadline."""
+        """Give up on what is overdue."""
+        text = f"the server did not confirm the message within {self._timeout:g} s"
+        for batch in [batch for batch, deadline in self._batches.items() if deadline < self._link.ticked]:
+            for index in range(len(batch.jobs)):
+                self._settle(batch, index, Unconfirmed(text))
 
     async def publish(self, jobs: Sequence[Job]) -> list[PublishError | None]:
         """Publish *jobs*; return what became of each.
@@ -150,37 +166,46 @@ class Confirms:
         Raises:
             BrokerUnavailable: None was sent.
         """
-        self._link.use()
+        client = self._link.use()
         batch = _Batch(jobs, self._next)
         self._next += len(jobs)
+        self._batches[batch] = self._monotonic() + self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._send(batch)
-                await batch.done
-        except TimeoutError:
-            text = f"the server did not confirm the message within {self._timeout:g} s"
-            for index in range(len(jobs)):
-                self._settle(batch, index, Unconfirmed(text))
+            await self._send(client, batch)
+            await batch.done
         finally:
+            del self._batches[batch]
+            if batch.silence is not None:
+                batch.silence.cancel()
             if batch.left:  # cancelled: late answers find nothing
                 for index in range(len(jobs)):
                     self._settle(batch, index, None)
         return batch.results
 
-    async def _send(self, batch: _Batch) -> None:
-        client = self._link.use()
+    async def _send(self, client: NatsClient, batch: _Batch) -> None:
         jobs = batch.jobs
         sound = [index for index in range(len(jobs)) if not self._refuse(batch, index)]
         for chunk in _chunks(jobs, sound):
             size = sum(len(jobs[index].body) for index in chunk)
-            while self._bytes and self._bytes + size > _WINDOW:
+            while self._bytes and self._bytes + size > _WINDOW and batch.left:
                 self._room.clear()
                 await self._room.wait()
+            if not batch.left:  # given up meanwhile
+                return
             self._write(client, batch, chunk)
-            await asyncio.sleep(0)  # the server begins while we go on
-        heard = [index for index in sound if jobs[index].mode in _UNCONFIRMED]
-        if heard:
-            await self._await_silence(batch, heard)
+            if chunk[-1] != sound[-1]:
+                await asyncio.sleep(0)  # the server begins while we go on
+        if batch.left and any(job.mode in _UNCONFIRMED for job in jobs):
+            batch.silence = self._link.reading(patience=_SILENCE)
+            batch.silence.add_done_callback(lambda read: self._read(read, batch))
+
+    def _read(self, read: asyncio.Future[None], batch: _Batch) -> None:
+        """Confirm what the server has read without saying that nobody takes it."""
+        if read.cancelled() or read.exception():
+            return  # all is confirmed, or `detach` has settled it
+        for index, job in enumerate(batch.jobs):
+            if job.mode in _UNCONFIRMED:
+                self._settle(batch, index, None)
 
     def _refuse(self, batch: _Batch, index: int) -> bool:
         """Tell whether a message cannot be sent, having said so."""
@@ -203,7 +228,7 @@ class Confirms:
         try:
             if self._link.client is not client:
                 raise errors.ConnectionClosedError
-            client.write(frames)
+            client.write(frames, now=True)
         except errors.Error as exc:
             error = Busy("the connection was lost before the message was sent")
             error.__cause__ = exc
@@ -217,24 +242,24 @@ class Confirms:
         if job.mode is Mode.CAST:
             return frame(job.subject, job.body, "", job.headers)
         if job.reply_to:
+            self._asked[job.id] = number
             self._requests[number] = (job.reply_to, job.id)
             if len(self._requests) > _REMEMBERED:
                 self._requests.popitem(last=False)
         return frame(job.subject, job.body, f"{self._prefix}{number}", job.headers)
 
-    async def _await_silence(self, batch: _Batch, heard: list[int]) -> None:
-        """Confirm what the server has read without saying that nobody takes it."""
-        try:
-            await self._link.sync()
-        except BrokerUnavailable:
-            return  # `detach` has settled them
-        await asyncio.sleep(0)  # what came before the round trip's end is being handed over
-        for index in heard:
-            self._settle(batch, index, None)
+    def answered(self, request_id: str) -> None:
+        """Confirm a request: who answers it has got it."""
+        number = self._asked.get(request_id)
+        if number is not None:
+            self._resolve(number, None)
 
     def _settle(self, batch: _Batch, index: int, error: PublishError | None) -> None:
         if batch.resolve(index, error) and self._pending.pop(batch.first + index, None) is not None:
-            self._bytes -= len(batch.jobs[index].body)
+            job = batch.jobs[index]
+            self._bytes -= len(job.body)
+            if job.reply_to:
+                self._asked.pop(job.id, None)
             self._room.set()
 
     def _resolve(self, number: int, error: PublishError | None) -> None:

@@ -88,6 +88,7 @@ class Link:
         self._gone: asyncio.Future[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._travelling: list[asyncio.Future[None]] = []
+        self._departure: asyncio.TimerHandle | None = None
         self._arrivals: list[asyncio.Future[None]] = []
         self._counter = 0
         self._closed = False
@@ -211,30 +212,47 @@ class Link:
         self.use().write([frame(f"{self._api}.{endpoint}", json.dumps(body).encode(), reply)])
 
     async def sync(self) -> None:
-        """Return once the server has read all that was written so far.
+        """Return once the server has read all that was written so far; raises `BrokerUnavailable`."""
+        await self.reading()
 
-        Who calls while a round trip is under way shares the next one with others.
+    def reading(self, *, patience: float = 0.0) -> asyncio.Future[None]:
+        """Return a future that is done once the server has read all that was written so far.
+
+        Who asks while a round trip is under way shares the next one with others. Who cancels the future spares it.
+
+        Args:
+            patience: Seconds in which to wait for a round trip of somebody else's.
 
         Raises:
-            BrokerUnavailable: The connection broke first.
+            BrokerUnavailable: There is no connection; the future, if it broke first.
         """
         client = self.use()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.append(waiter)
-        if not self._travelling:
-            self._round_trip(client)
-        await waiter
+        if self._travelling:
+            pass  # the next one begins when this one is over
+        elif not patience:
+            self._depart(client)
+        elif self._departure is None:
+            self._departure = loop.call_later(patience, self._depart, client)
+        return waiter
 
-    def _round_trip(self, client: NatsClient) -> None:
-        self._travelling, self._waiters = self._waiters, []
-        client.ping().add_done_callback(lambda _: self._returned(client))
+    def _depart(self, client: NatsClient) -> None:
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
+        if self.client is client:
+            self._travelling, self._waiters = [w for w in self._waiters if not w.done()], []
+            if self._travelling:
+                client.ping().add_done_callback(lambda _: self._returned(client))
 
     def _returned(self, client: NatsClient) -> None:
         if self.client is not client:
             return  # `_drop` has told everybody
         travelled, self._travelling = self._travelling, []
         if self._waiters:
-            self._round_trip(client)
+            self._depart(client)
         for waiter in travelled:
             if not waiter.done():
                 waiter.set_result(None)
@@ -341,6 +359,9 @@ class Link:
             self._gone.set_result(None)
         waiters, self._waiters, self._travelling = self._travelling + self._waiters, [], []
         _fail(waiters, BrokerUnavailable(why))
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
         for member in list(self._members):
             member.detach()
 

@@ -113,6 +113,8 @@ class LiveSubscription(Subscription):
         if len(self._buffer) >= _MOST:
             self._dropped += 1
             return
+        if self.address:
+            self._tools.confirms.answered(received.headers.get(CORRELATION_ID, ""))
         received.time = self._tools.clock.now()
         self._buffer.append(received)
         self._wake()
@@ -131,13 +133,13 @@ class LiveSubscription(Subscription):
 
     async def _wait(self, wait: float) -> None:
         self._check()
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        alarm = loop.call_later(wait, self._wake)
         try:
-            async with asyncio.timeout(wait):
-                await self._waiter
-        except TimeoutError:
-            pass
+            await self._waiter
         finally:
+            alarm.cancel()
             self._waiter = None
         if not self._buffer:
             self._check()

@@ -117,9 +117,7 @@ class Pull:
             body |= {"group": PIN_GROUP} | ({"id": self.pin} if self.pin else {})
         self._open[number] = [body["batch"], self._monotonic() + wait + _GRACE]
         try:
-            self._link.send(
-                f"CONSUMER.MSG.NEXT.{self.work.stream}.{self.work.name}", body, f"{self._inbox}.{number}"
-            )
+            self._link.send(f"CONSUMER.MSG.NEXT.{self.work.stream}.{self.work.name}", body, f"{self._inbox}.{number}")
         except (BrokerError, errors.Error):
             self._open.pop(number, None)  # the connection is gone, and a new one starts anew
 

@@ -259,13 +259,13 @@ class StreamSubscription(Subscription):
 
     async def _wait(self, wait: float) -> None:
         self._check()
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        alarm = loop.call_later(wait, self._wake)
         try:
-            async with asyncio.timeout(wait):
-                await self._waiter
-        except TimeoutError:
-            pass
+            await self._waiter
         finally:
+            alarm.cancel()
             self._waiter = None
         if not self._buffer:
             self._check()
