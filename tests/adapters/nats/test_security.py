@@ -13,6 +13,7 @@ from msgbus.errors import AccessDenied, BrokerUnavailable, ConfigError
 from scripts.brokers import BrokerMissing
 from scripts.brokers.nats import NATS
 from tests.adapters.nats.conftest import Kit
+from tests.adapters.nats.operator import decentralised
 
 SECRET = "correct-horse"
 
@@ -107,6 +108,25 @@ def test_an_nkey(serve, tmp_path):
         await is_denied(kit, at(kit))
         with pytest.raises(ConfigError, match="nkey= names cannot be read: No such file"):
             await works(kit, at(kit), f"&nkey={tmp_path}/missing")
+
+    kit.run(body())
+
+
+def test_a_credentials_file(serve, tmp_path):
+    """As decentralised authentication, and NATS as a service, use it."""
+    config, content = decentralised()
+    stranger = tmp_path / "stranger.creds"
+    stranger.write_text(decentralised()[1])
+    credentials = tmp_path / "app.creds"
+    credentials.write_text(content)
+    kit = serve(config)
+
+    async def body():
+        await works(kit, at(kit), f"&creds={credentials}")
+        await is_denied(kit, at(kit), f"&creds={stranger}")
+        await is_denied(kit, at(kit))
+        with pytest.raises(ConfigError, match="creds= names cannot be read: No such file"):
+            await works(kit, at(kit), f"&creds={tmp_path}/missing")
 
     kit.run(body())
 
