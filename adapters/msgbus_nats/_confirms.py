@@ -141,6 +141,7 @@ class Confirms:
         self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._bytes = 0
         self._room = asyncio.Event()
+        self._writing = asyncio.Lock()
         link.on_complaint = self._complained
 
     async def attach(self, client: Client) -> None:
@@ -171,7 +172,8 @@ class Confirms:
         self._next += len(jobs)
         self._batches[batch] = self._monotonic() + self._timeout
         try:
-            await self._send(client, batch)
+            async with self._writing:  # one call's messages are in the stream before the next one's
+                await self._send(client, batch)
             await batch.done
         finally:
             del self._batches[batch]
