@@ -14,6 +14,7 @@ from msgbus.adapter import Source
 from msgbus.errors import BrokerUnavailable, TopologyError
 from scripts.brokers import BrokerMissing
 from scripts.brokers._net import HOST, free_port
+from scripts.brokers.fixtures import unavailable
 from scripts.brokers.nats import NATS
 from tests.adapters.nats.conftest import Kit
 from tests.adapters.nats.load import consume_all, publish_all
@@ -48,7 +49,7 @@ def members():
         try:
             made = [Member(port, [other for other in ports if other != port]) for port in ports]
         except BrokerMissing as exc:
-            pytest.skip(str(exc))
+            unavailable(str(exc))
         yield [stack.enter_context(member) for member in made]
 
 

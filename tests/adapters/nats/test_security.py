@@ -8,9 +8,10 @@ import subprocess
 import nkeys
 import pytest
 
-from msgbus.adapter import Source
+from msgbus.adapter import DeadLetter, Provision, Source
 from msgbus.errors import AccessDenied, BrokerUnavailable, ConfigError
 from scripts.brokers import BrokerMissing
+from scripts.brokers.fixtures import unavailable
 from scripts.brokers.nats import NATS
 from tests.adapters.nats.conftest import Kit
 from tests.adapters.nats.operator import decentralised
@@ -45,7 +46,7 @@ def serve():
         try:
             broker = Configured(more)
         except BrokerMissing as exc:
-            pytest.skip(str(exc))
+            unavailable(str(exc))
         running.append(broker)
         broker.start()
         return Kit(broker)
@@ -163,6 +164,45 @@ authorization {{
     kit.run(body())
 
 
+def test_only_the_subjects_that_are_needed_where_nothing_is_created(serve):
+    """As for applications under MSGBUS_TOPOLOGY=verify, dead letters and a key's order included."""
+    kit = serve("")
+    prefix = kit.prefix
+    reads = ["STREAM.INFO.*", "STREAM.MSG.GET.*", "CONSUMER.INFO.>", "CONSUMER.MSG.NEXT.>", "CONSUMER.UNPIN.>"]
+    allowed = ", ".join(f'"$JS.API.{read}"' for read in [*reads, f"CONSUMER.CREATE.{prefix}-dead.>"])
+    kit = serve(f"""
+authorization {{
+  users: [
+    {{ user: "admin", password: "{SECRET}" }}
+    {{
+      user: "app", password: "{SECRET}"
+      permissions: {{
+        publish: ["{prefix}.>", {allowed}, "$JS.ACK.>", "_INBOX.>"]
+        subscribe: ["{prefix}.>", "_INBOX.>"]
+      }}
+    }}
+  ]
+}}""")
+    kit.prefix = prefix
+
+    async def body():
+        source = Source(kit.queue(keyed=True))
+        async with kit.adapter(source, url=at(kit, f"admin:{SECRET}@")):
+            pass
+        url = at(kit, f"app:{SECRET}@")
+        async with kit.adapter(source, url=url, provision=Provision.VERIFY) as adapter:
+            await kit.publish(adapter, kit.message(source.address, "x", "ann"))
+            subscription = await kit.consumer(adapter, source)
+            (received,) = await kit.receive(subscription, 1)
+            assert await subscription.settle([DeadLetter(received, received.headers)]) == [None]
+            assert len(await adapter.browse(source.dead_letters, limit=9)) == 1
+            graves = await kit.consumer(adapter, source.dead_letters)
+            await kit.ack(graves, await kit.receive(graves, 1))
+            assert (await adapter.stats(source)).dead == 0
+
+    kit.run(body())
+
+
 def test_a_forbidden_publish_is_refused_soon(serve):
     """The server drops it and tells only the connection as a whole."""
     kit = serve(f"""
@@ -187,7 +227,7 @@ authorization {{
 def certificates(tmp_path_factory):
     """A certificate authority, and certificates for the server and a client."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+        unavailable("openssl is not installed: apt-get install openssl")
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*arguments):
