@@ -32,7 +32,7 @@ class Batcher(Generic[Item]):
         self._in_flight = in_flight
         self._pending: deque[Item] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._scheduled = False
+        self._starting = False
         self.crash: BaseException | None = None
 
     def __len__(self) -> int:
@@ -41,9 +41,8 @@ class Batcher(Generic[Item]):
     def add(self, item: Item) -> None:
         """Add an item; it is flushed with what else comes in this turn of the event loop."""
         self._pending.append(item)
-        if not self._scheduled and len(self._tasks) < self._in_flight:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start)
+        if not self._starting and len(self._tasks) < self._in_flight:
+            self._start()
 
     def extend(self, items: Iterable[Item]) -> None:
         """Add several items that stay together as far as *max_batch* allows."""
@@ -61,18 +60,17 @@ class Batcher(Generic[Item]):
     async def aclose(self) -> None:
         """Cancel what is being flushed and forget the rest."""
         self._pending.clear()
+        self._starting = False
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def _start(self) -> None:
-        self._scheduled = False
-        while self._pending and len(self._tasks) < self._in_flight:
-            batch = self._take()
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
+        self._starting = True  # until the task runs, in the next turn
+        task = asyncio.get_running_loop().create_task(self._run())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
 
     def _take(self) -> list[Item]:
         pending = self._pending
@@ -82,10 +80,12 @@ class Batcher(Generic[Item]):
             return batch
         return [pending.popleft() for _ in range(self._max_batch)]
 
-    async def _run(self, batch: list[Item]) -> None:
-        while batch:
+    async def _run(self) -> None:
+        self._starting = False
+        while batch := self._take():
+            if self._pending and len(self._tasks) < self._in_flight:
+                self._start()
             await self._flush(batch)
-            batch = self._take()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -94,7 +94,7 @@ class Batcher(Generic[Item]):
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "msgbus: a batch could not be flushed", "exception": error, "task": task}
             )
-        if self._pending:
+        if self._pending and not self._starting:
             self._start()
 
 

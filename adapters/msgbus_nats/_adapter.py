@@ -74,7 +74,13 @@ class NatsAdapter(Adapter):
         self._link = Link(url, self._options, config, self._set_health)
         self._names = Names(options.prefix, options.partitions)
         self._provisioner = Provisioner(self._link, self._names, options, config.provision)
-        self._confirms = Confirms(self._link, options.timeout, lambda: self.capabilities.max_body, self._plain_answer)
+        self._confirms = Confirms(
+            self._link,
+            options.timeout,
+            config.clock.monotonic,
+            lambda: self.capabilities.max_body,
+            self._plain_answer,
+        )
         self._tools = Tools(
             self._link, self._names, self._provisioner, self._confirms, config.clock, options.double_ack
         )
@@ -144,7 +150,6 @@ class NatsAdapter(Adapter):
 
     def _job(self, outgoing: Outgoing) -> Job:
         target = outgoing.target
-        headers = encode_headers(outgoing.headers)
         if isinstance(target, Source):
             place = self._names.place(target.address)
             subject = self._names.direct(target, outgoing.channel)
@@ -157,20 +162,22 @@ class NatsAdapter(Adapter):
             if outgoing.delay:
                 raise PublishRejected(f"{place.address} is on core NATS, which delays nothing")
             mode = Mode.CAST if place.address.kind is Kind.TOPIC else Mode.HEARD
+            headers = encode_headers(outgoing.headers)
             return Job(subject, outgoing.body, headers, mode, self._own_reply(outgoing), outgoing.id)
+        instructions: dict[str, str] = {}
         if isinstance(target, Address):
             # Replays and retries are meant to be stored although their id was stored before.
             attempt = outgoing.headers.get(ATTEMPTS)
-            headers["Nats-Msg-Id"] = f"{outgoing.id}@{target.name}{f':{attempt}' if attempt else ''}"
+            instructions["Nats-Msg-Id"] = f"{outgoing.id}@{target.name}{f':{attempt}' if attempt else ''}"
         if outgoing.delay:
             if not place.later or self._link.version < SCHEDULES_SINCE:
                 why = "delayed publishing needs nats-server 2.12" if place.later else "its stream is joined"
                 raise PublishRejected(f"{place.address} takes no delayed messages: {why}")
             due = datetime.fromtimestamp(self.config.clock.now() + outgoing.delay, UTC)
-            headers["Nats-Schedule"] = f"@at {due.isoformat(timespec='microseconds').replace('+00:00', 'Z')}"
-            headers["Nats-Schedule-Target"] = subject
-            subject = place.later.replace("{}", unique(headers.get("Nats-Msg-Id", outgoing.id)))
-        return Job(subject, outgoing.body, headers, Mode.STORED)
+            instructions["Nats-Schedule"] = f"@at {due.isoformat(timespec='microseconds').replace('+00:00', 'Z')}"
+            instructions["Nats-Schedule-Target"] = subject
+            subject = place.later.replace("{}", unique(instructions.get("Nats-Msg-Id", outgoing.id)))
+        return Job(subject, outgoing.body, encode_headers(outgoing.headers, instructions), Mode.STORED)
 
     def _own_reply(self, outgoing: Outgoing) -> str:
         reply_to = outgoing.headers.get(REPLY_TO, "")
@@ -269,5 +276,5 @@ def _capabilities(options: NatsOptions, max_payload: int) -> Capabilities:
         max_body=_max_body(max_payload),
         max_batch=500,
         max_settle=1000,
-        publish_window=4,
+        publish_window=32,
     )

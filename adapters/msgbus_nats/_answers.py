@@ -10,6 +10,7 @@ from nats import errors
 
 from msgbus.adapter import Ack, Clock, DeadLetter, Nack, Outcome, Source
 from msgbus.errors import BrokerError, BrokerUnavailable, SettleError
+from msgbus_nats._client import frame
 from msgbus_nats._confirms import Confirms, Job, Mode
 from msgbus_nats._headers import encode_headers
 from msgbus_nats._link import Link
@@ -65,25 +66,20 @@ class Answers:
         """Send answers, each to its message's reply subject; return once the server has them."""
         if self._tools.double_ack:
             return await self._send_twice(answers)
-        written = 0
+        written = False
         try:
-            client = self._tools.link.use()
-            for reply, payload in answers:
-                await client.publish(reply, payload)
-                written += 1
+            self._tools.link.use().write([frame(reply, payload) for reply, payload in answers])
+            written = True
             await self._tools.link.sync()
         except (BrokerError, errors.Error) as exc:
             text = f"the connection was lost before the server had the answer: {exc}"
-            failed: list[SettleError | None] = []
-            for index in range(len(answers)):
-                error = SettleError(text) if index < written else NotWritten(text)
-                error.__cause__ = exc
-                failed.append(error)
-            return failed
+            error = SettleError(text) if written else NotWritten(text)
+            error.__cause__ = exc
+            return [error] * len(answers)
         return [None] * len(answers)
 
     async def _send_twice(self, answers: Sequence[tuple[str, bytes]]) -> list[SettleError | None]:
-        jobs = [Job(reply, payload, {}, Mode.PROCESSED) for reply, payload in answers]
+        jobs = [Job(reply, payload, b"", Mode.PROCESSED) for reply, payload in answers]
         try:
             outcome = await self._tools.confirms.publish(jobs)
         except BrokerUnavailable as exc:
@@ -95,11 +91,10 @@ class Answers:
         jobs = []
         for grave in graves:
             subject = self._tools.names.dead_subject(self._source, grave.received.channel)
-            headers = encode_headers(grave.headers)
-            if (receipt := grave.received.receipt) is not None:
-                # One dead letter for each time the message was stored, however often this is tried.
-                headers["Nats-Msg-Id"] = f"{subject}:{receipt.seq}:{receipt.time}"
-            jobs.append(Job(subject, grave.received.body, headers, Mode.STORED))
+            receipt = grave.received.receipt
+            # One dead letter for each time the message was stored, however often this is tried.
+            instructions = {} if receipt is None else {"Nats-Msg-Id": f"{subject}:{receipt.seq}:{receipt.time}"}
+            jobs.append(Job(subject, grave.received.body, encode_headers(grave.headers, instructions), Mode.STORED))
         try:
             results = await self._tools.confirms.publish(jobs)
         except BrokerUnavailable as exc:

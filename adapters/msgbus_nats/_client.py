@@ -1,40 +1,144 @@
-"""nats-py's client with two faults mended, and how one is connected."""
+"""nats-py's client with its faults mended, and how one is connected."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import ParseResult
 
 from nats import errors
 from nats.aio.client import Client, Server
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
 
 from msgbus.adapter import AdapterConfig, BusURL
 from msgbus.errors import AccessDenied, ConfigError
 from msgbus_nats._errors import translate
+from msgbus_nats._headers import parse_headers
 from msgbus_nats._options import NatsOptions
 
-__all__ = ["Dialer", "NatsClient"]
+__all__ = ["Dialer", "Handler", "NatsClient", "frame"]
 
 _PORT = 4222
+_PLAIN = b"NATS/1.0\r\n"
 _OLDEST = (2, 10)
 """Consumers with several filter subjects, which topics need, came with nats-server 2.10."""
 
 
-class NatsClient(Client):
-    """nats-py's client, with a PING that stays behind what was written before it, and an end without waiting.
+Handler = Callable[[Msg], None]
 
-    nats-py writes the PING past its own buffer, so that `flush` returned before the server had read anything, and
-    `drain` dropped messages that were still on their way.
+
+def frame(subject: str, body: bytes, reply: str = "", headers: bytes = b"") -> bytes:
+    """Return a message as it goes over the wire.
+
+    Args:
+        subject: Where to.
+        body: The body.
+        reply: Where answers go.
+        headers: The encoded header block.
     """
+    if headers:
+        line = f"HPUB {subject} {reply} {len(headers)} {len(headers) + len(body)}\r\n"
+    else:
+        line = f"PUB {subject} {reply} {len(body)}\r\n"
+    return b"".join((line.encode(), headers, body, b"\r\n"))
+
+
+class NatsClient(Client):
+    """nats-py's client with a short cut for what is busy, and an end without waiting.
+
+    What is overridden here is not public, and held to what it is by tests. It is worth it:
+
+    - nats-py hands each message over through a queue and a task; here a handler is called as the message is read,
+      which spares half of its time, and a turn of the event loop.
+    - It writes the PING past its own buffer, so that `flush` returned before the server had read anything, and `drain`
+      dropped messages that were still on their way.
+    - Its `publish` checks and encodes each header on its own, and takes one message at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handlers: dict[int, Handler] = {}
+        self._pushing = False
+
+    # -- incoming -----------------------------------------------------------------------------------------------
+
+    async def listen(self, subject: str, handler: Handler, queue: str = "") -> NatsSubscription:
+        """Subscribe with a handler that is called at once, and that must not wait for the server.
+
+        Nothing is queued here, so nothing is ever dropped, as nats-py's own subscriptions do with what comes too fast.
+        """
+
+        async def early(message: Msg) -> None:  # what arrives before the handler is in its place
+            handler(message)
+
+        subscription = await self.subscribe(subject, queue, cb=early, pending_msgs_limit=0, pending_bytes_limit=0)
+        self._handlers[subscription._id] = handler  # noqa: SLF001
+        return subscription
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        if sid not in self._subs:  # unsubscribed meanwhile
+            del self._handlers[sid]
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        if not headers:
+            parsed = None
+        elif headers.startswith(_PLAIN):
+            parsed = parse_headers(headers)
+        else:  # a status of the server's
+            parsed = await self._process_headers(headers)
+        try:
+            handler(Msg(self, subject.decode(), reply.decode(), data, parsed, _sid=sid))
+        except Exception as exc:  # noqa: BLE001 - as nats-py does; raised here it would end the connection's reader
+            await self._error_cb(exc)
+
+    # -- outgoing -----------------------------------------------------------------------------------------------
+
+    def write(self, frames: Sequence[bytes], *, now: bool = False) -> None:
+        """Send what `frame` made, at once or with what else is written in this turn of the event loop.
+
+        Raises:
+            nats.errors.OutboundBufferLimitError: There is no connection.
+        """
+        if not self.is_connected:
+            raise errors.OutboundBufferLimitError
+        self.stats["out_msgs"] += len(frames)
+        self._write(b"".join(frames))
+        if now:
+            self._push()
+
+    def _write(self, command: bytes) -> None:
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        if not self._pushing:
+            self._pushing = True
+            asyncio.get_running_loop().call_soon(self._push)
+
+    def _push(self) -> None:
+        """Hand over what nats-py's own flusher, which is a task behind a queue, would hand over a little later."""
+        self._pushing = False
+        if self._pending and self._transport is not None and self.is_connected:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(pending)
+
+    def ping(self) -> asyncio.Future[Any]:
+        """Return a future that is done when the server has read all that was written so far; never cancel it."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pongs.append(future)
+        self._write(b"PING\r\n")
+        return future
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         self._pongs.append(future or asyncio.get_running_loop().create_future())
-        await self._send_command(b"PING\r\n")
-        await self._flush_pending()
+        self._write(b"PING\r\n")
 
     @property
     def encrypted(self) -> bool:
@@ -58,6 +162,7 @@ class NatsClient(Client):
             async with asyncio.timeout(2):
                 await self.close()
         self._subs.clear()
+        self._handlers.clear()
         for task in readers:
             task.cancel()
         if readers:

@@ -11,24 +11,24 @@ import asyncio
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from msgbus.errors import (
-    BrokerUnavailable,
     MessageTooLarge,
     NoResponders,
     PublishError,
     PublishRejected,
     Unroutable,
 )
+from msgbus_nats._client import NatsClient, frame
 from msgbus_nats._errors import Busy, Unconfirmed, refused
-from msgbus_nats._headers import wire_size
 from msgbus_nats._link import Link
 
 __all__ = ["Confirms", "Job", "Mode"]
@@ -36,6 +36,13 @@ __all__ = ["Confirms", "Job", "Mode"]
 _WINDOW = 32 * 1024 * 1024
 """Bytes that may be unconfirmed at once. The server refuses more than 128 MiB per stream from all clients."""
 _FORBIDDEN = re.compile(r'permissions violation for publish to "(.+?)"')
+_CHUNK = 64 * 1024
+"""Bytes that are written at once. Smaller costs system calls, larger lets the server wait for us."""
+_SILENCE = 0.01
+"""Seconds before the server is asked whether it has read what nobody confirms: nobody waits for that but the window
+of unconfirmed messages, and many share a question. A request without responders is refused at once nevertheless."""
+_UNSAFE = re.compile(r"[\s\x00]")
+"""What would end a subject, and begin another command, on the wire."""
 _REMEMBERED = 10_000
 """How many requests are remembered for answers from responders that know nothing of msgbus's headers."""
 
@@ -53,6 +60,9 @@ class Mode(Enum):
     """Nobody: whoever listens gets it."""
 
 
+_UNCONFIRMED = frozenset({Mode.HEARD, Mode.CAST})
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """A message ready for the wire.
@@ -60,7 +70,7 @@ class Job:
     Attributes:
         subject: Where to.
         body: The body.
-        headers: The headers, encoded.
+        headers: The encoded header block.
         mode: Who confirms it.
         reply_to: On requests, the reply address it names, so that plain answers find their way, too.
         id: The message's id.
@@ -68,7 +78,7 @@ class Job:
 
     subject: str
     body: bytes
-    headers: dict[str, str]
+    headers: bytes
     mode: Mode
     reply_to: str = ""
     id: str = ""
@@ -77,7 +87,7 @@ class Job:
 class _Batch:
     """The jobs of one call, and what became of them."""
 
-    __slots__ = ("done", "first", "jobs", "left", "open", "results")
+    __slots__ = ("done", "first", "jobs", "left", "open", "results", "silence")
 
     def __init__(self, jobs: Sequence[Job], first: int) -> None:
         self.jobs = jobs
@@ -86,6 +96,7 @@ class _Batch:
         self.open = [True] * len(jobs)
         self.results: list[PublishError | None] = [None] * len(jobs)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.silence: asyncio.Future[None] | None = None
 
     def resolve(self, index: int, error: PublishError | None) -> bool:
         if not self.open[index]:
@@ -104,23 +115,33 @@ class Confirms:
     Args:
         link: The connection.
         timeout: Seconds to wait for confirmations.
+        monotonic: The clock.
         max_body: Returns the limit that `MessageTooLarge` names.
         on_answer: Takes answers of plain NATS responders: the reply address, the request's id, the message.
     """
 
     def __init__(
-        self, link: Link, timeout: float, max_body: Callable[[], int], on_answer: Callable[[str, str, Msg], None]
+        self,
+        link: Link,
+        timeout: float,
+        monotonic: Callable[[], float],
+        max_body: Callable[[], int],
+        on_answer: Callable[[str, str, Msg], None],
     ) -> None:
         self._link = link
+        self._monotonic = monotonic
         self._timeout = timeout
         self._max_body = max_body
         self._on_answer = on_answer
         self._prefix = f"{link.inbox}.a."
         self._next = 0
+        self._batches: dict[_Batch, float] = {}
         self._pending: dict[int, tuple[_Batch, int]] = {}
+        self._asked: dict[str, int] = {}
         self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._bytes = 0
         self._room = asyncio.Event()
+        self._writing = asyncio.Lock()
         link.on_complaint = self._complained
 
     async def attach(self, client: Client) -> None:
@@ -134,7 +155,11 @@ class Confirms:
             self._resolve(number, Unconfirmed("the connection was lost before the server confirmed the message"))
 
     def tick(self) -> None:
-        """Nothing is ever due: each call has its own deadline."""
+        """Give up on what is overdue."""
+        text = f"the server did not confirm the message within {self._timeout:g} s"
+        for batch in [batch for batch, deadline in self._batches.items() if deadline < self._link.ticked]:
+            for index in range(len(batch.jobs)):
+                self._settle(batch, index, Unconfirmed(text))
 
     async def publish(self, jobs: Sequence[Job]) -> list[PublishError | None]:
         """Publish *jobs*; return what became of each.
@@ -142,94 +167,108 @@ class Confirms:
         Raises:
             BrokerUnavailable: None was sent.
         """
-        self._link.use()
+        client = self._link.use()
         batch = _Batch(jobs, self._next)
         self._next += len(jobs)
+        self._batches[batch] = self._monotonic() + self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._send(batch)
-                await batch.done
-        except TimeoutError:
-            text = f"the server did not confirm the message within {self._timeout:g} s"
-            for index in range(len(jobs)):
-                self._settle(batch, index, Unconfirmed(text))
+            async with self._writing:  # one call's messages are in the stream before the next one's
+                await self._send(client, batch)
+            await batch.done
         finally:
+            del self._batches[batch]
+            if batch.silence is not None:
+                batch.silence.cancel()
             if batch.left:  # cancelled: late answers find nothing
                 for index in range(len(jobs)):
                     self._settle(batch, index, None)
         return batch.results
 
-    async def _send(self, batch: _Batch) -> None:
-        client = self._link.use()
-        heard: list[int] = []
-        for index, job in enumerate(batch.jobs):
-            size = len(job.body)
-            error = self._unfit(job, size)
-            if error is None:
-                while self._bytes and self._bytes + size > _WINDOW:
-                    self._room.clear()
-                    await self._room.wait()
-                error = await self._write(client, batch, index, job, size)
-                if job.mode in (Mode.HEARD, Mode.CAST):
-                    heard.append(index)
-            if error is not None:
-                self._settle(batch, index, error)
-        if heard:
-            await self._await_silence(batch, heard)
+    async def _send(self, client: NatsClient, batch: _Batch) -> None:
+        jobs = batch.jobs
+        sound = [index for index in range(len(jobs)) if not self._refuse(batch, index)]
+        for chunk in _chunks(jobs, sound):
+            size = sum(len(jobs[index].body) for index in chunk)
+            while self._bytes and self._bytes + size > _WINDOW and batch.left:
+                self._room.clear()
+                await self._room.wait()
+            if not batch.left:  # given up meanwhile
+                return
+            self._write(client, batch, chunk)
+            if chunk[-1] != sound[-1]:
+                await asyncio.sleep(0)  # the server begins while we go on
+        if batch.left and any(job.mode in _UNCONFIRMED for job in jobs):
+            batch.silence = self._link.reading(patience=_SILENCE)
+            batch.silence.add_done_callback(lambda read: self._read(read, batch))
 
-    async def _write(self, client: Client, batch: _Batch, index: int, job: Job, size: int) -> PublishError | None:
-        number = batch.first + index
-        reply = "" if job.mode is Mode.CAST else f"{self._prefix}{number}"
-        self._pending[number] = (batch, index)
-        self._bytes += size
-        if job.reply_to:
-            self._requests[number] = (job.reply_to, job.id)
-            if len(self._requests) > _REMEMBERED:
-                self._requests.popitem(last=False)
+    def _read(self, read: asyncio.Future[None], batch: _Batch) -> None:
+        """Confirm what the server has read without saying that nobody takes it."""
+        if read.cancelled() or read.exception():
+            return  # all is confirmed, or `detach` has settled it
+        for index, job in enumerate(batch.jobs):
+            if job.mode in _UNCONFIRMED:
+                self._settle(batch, index, None)
+
+    def _refuse(self, batch: _Batch, index: int) -> bool:
+        """Tell whether a message cannot be sent, having said so."""
+        job, limit = batch.jobs[index], self._max_body()
+        size = len(job.body)
+        error: PublishError
+        if size > limit:
+            error = MessageTooLarge(size, limit)
+        elif size + len(job.headers) > self._link.max_payload:  # the server would close the connection
+            error = MessageTooLarge(size + len(job.headers), self._link.max_payload)
+        elif not _is_subject(job.subject):
+            error = PublishRejected(f"{job.subject!r} is no subject")
+        else:
+            return False
+        self._settle(batch, index, error)
+        return True
+
+    def _write(self, client: NatsClient, batch: _Batch, chunk: list[int]) -> None:
+        frames = [self._frame(batch, index) for index in chunk]
         try:
             if self._link.client is not client:
                 raise errors.ConnectionClosedError
-            await client.publish(job.subject, job.body, reply, job.headers or None)
-        except (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError) as exc:
-            error: PublishError = Busy("the connection was lost before the message was sent")
+            client.write(frames, now=True)
+        except errors.Error as exc:
+            error = Busy("the connection was lost before the message was sent")
             error.__cause__ = exc
-        except (errors.Error, UnicodeEncodeError) as exc:
-            error = PublishRejected(f"NATS cannot take the message for {job.subject}: {exc}")
-            error.__cause__ = exc
-        else:
-            return None
-        return error
+            for index in chunk:
+                self._settle(batch, index, error)
 
-    def _unfit(self, job: Job, size: int) -> PublishError | None:
-        limit = self._max_body()
-        if size > limit:
-            return MessageTooLarge(size, limit)
-        # The server closes the connection over a message that is too large with its headers.
-        room = self._link.max_payload - size
-        if 4 * sum(map(len, job.headers.values())) + 256 * len(job.headers) > room and wire_size(job.headers) > room:
-            return MessageTooLarge(size + wire_size(job.headers), self._link.max_payload)
-        return None
+    def _frame(self, batch: _Batch, index: int) -> bytes:
+        job, number = batch.jobs[index], batch.first + index
+        self._pending[number] = (batch, index)
+        self._bytes += len(job.body)
+        if job.mode is Mode.CAST:
+            return frame(job.subject, job.body, "", job.headers)
+        if job.reply_to:
+            self._asked[job.id] = number
+            self._requests[number] = (job.reply_to, job.id)
+            if len(self._requests) > _REMEMBERED:
+                self._requests.popitem(last=False)
+        return frame(job.subject, job.body, f"{self._prefix}{number}", job.headers)
 
-    async def _await_silence(self, batch: _Batch, heard: list[int]) -> None:
-        """Confirm what the server has read without saying that nobody takes it."""
-        try:
-            await self._link.sync()
-        except BrokerUnavailable:
-            return  # `detach` has settled them
-        await asyncio.sleep(0)  # what came before the round trip's end is being handed over
-        for index in heard:
-            self._settle(batch, index, None)
+    def answered(self, request_id: str) -> None:
+        """Confirm a request: who answers it has got it."""
+        number = self._asked.get(request_id)
+        if number is not None:
+            self._resolve(number, None)
 
     def _settle(self, batch: _Batch, index: int, error: PublishError | None) -> None:
         if batch.resolve(index, error) and self._pending.pop(batch.first + index, None) is not None:
-            self._bytes -= len(batch.jobs[index].body)
+            job = batch.jobs[index]
+            self._bytes -= len(job.body)
+            if job.reply_to:
+                self._asked.pop(job.id, None)
             self._room.set()
 
     def _resolve(self, number: int, error: PublishError | None) -> None:
         batch, index = self._pending[number]
         self._settle(batch, index, error)
 
-    async def _answered(self, message: Msg) -> None:
+    def _answered(self, message: Msg) -> None:
         number = int(message.subject[len(self._prefix) :])
         data = message.data
         if data.startswith(b"{") and b'"stream"' in data and b'"error"' not in data:
@@ -264,3 +303,23 @@ class Confirms:
         except (ValueError, KeyError, TypeError):
             return Unconfirmed(f"something that is not JetStream answered on {job.subject!r}")
         return refused(error, job.subject, len(job.body), self._max_body())
+
+
+def _chunks(jobs: Sequence[Job], indices: Sequence[int]) -> Iterator[list[int]]:
+    """Yield *indices* in portions that are written at once."""
+    chunk: list[int] = []
+    size = 0
+    for index in indices:
+        chunk.append(index)
+        size += len(jobs[index].body)
+        if size > _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+@lru_cache(maxsize=4096)
+def _is_subject(text: str) -> bool:
+    """Tell whether *text* can be published to; reply addresses come from strangers."""
+    return bool(text) and not _UNSAFE.search(text)

@@ -10,7 +10,7 @@ from typing import Any
 from msgbus.adapter import Clock, Kind, Received, Source, Stats
 from msgbus.errors import TopologyError, UnsupportedFeature
 from msgbus_nats._errors import STREAM_NOT_FOUND, ApiError
-from msgbus_nats._headers import decode_headers, parse_block
+from msgbus_nats._headers import decode_headers, parse_headers
 from msgbus_nats._link import Link
 from msgbus_nats._names import Names, Work
 from msgbus_nats._topology import Provisioner
@@ -129,7 +129,7 @@ class Inspector:
         own = not source.dead and not ("*" in source.address.name or "#" in source.address.name)
         return Received(
             base64.b64decode(message.get("data", "")),
-            decode_headers(parse_block(base64.b64decode(message.get("hdrs", "")))),
+            decode_headers(parse_headers(base64.b64decode(message.get("hdrs", "")))),
             0,
             source.address.name if own else self._names.channel(message["subject"]),
             None,

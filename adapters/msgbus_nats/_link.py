@@ -13,18 +13,17 @@ import contextlib
 import json
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from nats import errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.nuid import NUID
 
 from msgbus.adapter import AdapterConfig, BusURL, Health
 from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, ConfigError
-from msgbus_nats._client import Dialer, NatsClient
+from msgbus_nats._client import Dialer, Handler, NatsClient, frame
 from msgbus_nats._errors import ApiError, translate
 from msgbus_nats._options import NatsOptions
 
@@ -88,7 +87,8 @@ class Link:
         self._lost = asyncio.Event()
         self._gone: asyncio.Future[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self._syncing = False
+        self._travelling: list[asyncio.Future[None]] = []
+        self._departure: asyncio.TimerHandle | None = None
         self._arrivals: list[asyncio.Future[None]] = []
         self._counter = 0
         self._closed = False
@@ -176,9 +176,9 @@ class Link:
         self._counter += 1
         return self._counter
 
-    async def subscribe(self, subject: str, on: Callable[[Msg], Awaitable[None]], queue: str = "") -> NatsSubscription:
-        """Subscribe without nats-py's limits, beyond which it would drop messages."""
-        return await self.use().subscribe(subject, queue, cb=on, pending_msgs_limit=0, pending_bytes_limit=0)
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> NatsSubscription:
+        """Call *handler* with each message of *subject*; see `NatsClient.listen`."""
+        return await self.use().listen(subject, handler, queue)
 
     async def drain(self, subscription: NatsSubscription) -> None:
         """End a subscription once everything that the server has sent to it is handled."""
@@ -207,40 +207,55 @@ class Link:
             raise ApiError(endpoint, answer["error"])
         return answer
 
-    async def send(self, endpoint: str, body: dict[str, Any], reply: str) -> None:
+    def send(self, endpoint: str, body: dict[str, Any], reply: str) -> None:
         """Send a JetStream request whose answers go to *reply*."""
-        await self.use().publish(f"{self._api}.{endpoint}", json.dumps(body).encode(), reply)
+        self.use().write([frame(f"{self._api}.{endpoint}", json.dumps(body).encode(), reply)])
 
     async def sync(self) -> None:
-        """Return once the server has read all that was written so far.
+        """Return once the server has read all that was written so far; raises `BrokerUnavailable`."""
+        await self.reading()
 
-        Concurrent callers share a round trip.
+    def reading(self, *, patience: float = 0.0) -> asyncio.Future[None]:
+        """Return a future that is done once the server has read all that was written so far.
+
+        Who asks while a round trip is under way shares the next one with others. Who cancels the future spares it.
+
+        Args:
+            patience: Seconds in which to wait for a round trip of somebody else's.
 
         Raises:
-            BrokerUnavailable: The connection broke first.
+            BrokerUnavailable: There is no connection; the future, if it broke first.
         """
-        self.use()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        client = self.use()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.append(waiter)
-        if not self._syncing:
-            self._syncing = True
-            self.spawn(self._round_trips())
-        await waiter
+        if self._travelling:
+            pass  # the next one begins when this one is over
+        elif not patience:
+            self._depart(client)
+        elif self._departure is None:
+            self._departure = loop.call_later(patience, self._depart, client)
+        return waiter
 
-    async def _round_trips(self) -> None:
-        try:
-            while self._waiters:
-                waiters, self._waiters = self._waiters, []
-                try:
-                    await self._while_up(self.use().flush(timeout=max(1, round(self._options.timeout))))
-                except (errors.Error, BrokerError) as exc:
-                    _fail(waiters, translate(exc, f"waiting for {self._url}"))
-                else:
-                    for waiter in waiters:
-                        if not waiter.done():
-                            waiter.set_result(None)
-        finally:
-            self._syncing = False
+    def _depart(self, client: NatsClient) -> None:
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
+        if self.client is client:
+            self._travelling, self._waiters = [w for w in self._waiters if not w.done()], []
+            if self._travelling:
+                client.ping().add_done_callback(lambda _: self._returned(client))
+
+    def _returned(self, client: NatsClient) -> None:
+        if self.client is not client:
+            return  # `_drop` has told everybody
+        travelled, self._travelling = self._travelling, []
+        if self._waiters:
+            self._depart(client)
+        for waiter in travelled:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _while_up(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await something of the client's, but not longer than its connection lives."""
@@ -342,8 +357,11 @@ class Link:
         self._on_health(Health(False, why))
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters, self._travelling = self._travelling + self._waiters, [], []
         _fail(waiters, BrokerUnavailable(why))
+        if self._departure is not None:
+            self._departure.cancel()
+            self._departure = None
         for member in list(self._members):
             member.detach()
 

@@ -29,6 +29,7 @@ from msgbus.adapter import (
 )
 from msgbus.errors import BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
 from msgbus_nats._answers import Answers, Tools
+from msgbus_nats._client import frame
 from msgbus_nats._headers import decode_headers, encode_headers
 from msgbus_nats._names import in_partition
 
@@ -95,7 +96,7 @@ class LiveSubscription(Subscription):
             )
             self._dropped = 0
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         headers = decode_headers(message.headers)
         if message.reply and self._source.address.kind is Kind.REQUEST:
             headers.setdefault(REPLY_TO, message.reply)  # a plain client's request
@@ -112,6 +113,8 @@ class LiveSubscription(Subscription):
         if len(self._buffer) >= _MOST:
             self._dropped += 1
             return
+        if self.address:
+            self._tools.confirms.answered(received.headers.get(CORRELATION_ID, ""))
         received.time = self._tools.clock.now()
         self._buffer.append(received)
         self._wake()
@@ -130,13 +133,13 @@ class LiveSubscription(Subscription):
 
     async def _wait(self, wait: float) -> None:
         self._check()
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        alarm = loop.call_later(wait, self._wake)
         try:
-            async with asyncio.timeout(wait):
-                await self._waiter
-        except TimeoutError:
-            pass
+            await self._waiter
         finally:
+            alarm.cancel()
             self._waiter = None
         if not self._buffer:
             self._check()
@@ -200,7 +203,8 @@ class LiveSubscription(Subscription):
         """Give unserved requests to another responder. Topics have no such place: other groups would get them, too."""
         if self._source.address.kind is not Kind.REQUEST:
             return
-        client = self._link.use()
+        frames = []
         for received in [*self._live, *(r for _, r in self._later), *self._buffer]:
             reply = received.raw.reply if received.raw is not None else ""
-            await client.publish(self._subjects[0], received.body, reply, encode_headers(received.headers) or None)
+            frames.append(frame(self._subjects[0], received.body, reply, encode_headers(received.headers)))
+        self._link.use().write(frames)

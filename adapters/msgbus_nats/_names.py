@@ -24,6 +24,7 @@ wildcards of patterns are escaped (``=2a``, ``=23``). So every name can be read 
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from msgbus.errors import ChannelError, UnsupportedFeature
 __all__ = ["Names", "Place", "Work", "in_partition", "partition_of", "token", "unique"]
 
 _NATIVE = {"stream": str, "subject": str, "consumer": str, "declare": bool, "durable": bool, "partitions": int}
+_TAKES = {str: "name without spaces and wildcards", bool: "bool", int: "int"}
+_NATIVE_NAME = re.compile(r"[^\s*>\x00-\x1f]+\Z")
 _LONGEST = 255
 """The server's limit for names of streams and consumers."""
 
@@ -284,6 +287,6 @@ def _checked(address: Address) -> Mapping[str, Any]:
         kind = _NATIVE.get(name)
         if kind is None:
             raise ChannelError(f"{address}: native option {name!r} is unknown; nats knows {', '.join(_NATIVE)}")
-        if type(value) is not kind:
-            raise ChannelError(f"{address}: native option {name!r} takes a {kind.__name__}, got {value!r}")
+        if type(value) is not kind or (isinstance(value, str) and not _NATIVE_NAME.match(value)):
+            raise ChannelError(f"{address}: native option {name!r} takes a {_TAKES[kind]}, got {value!r}")
     return address.native

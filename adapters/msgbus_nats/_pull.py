@@ -90,7 +90,7 @@ class Pull:
         self._inbox = f"{self._link.inbox}.p.{self._link.number()}"
         self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_message)
         self._paused = False
-        await self.refill()
+        self.refill()
 
     def stop(self) -> None:
         """Forget all requests: the connection is gone."""
@@ -104,7 +104,7 @@ class Pull:
             await self._link.drain(subscription)
         self._open.clear()
 
-    async def refill(self) -> None:
+    def refill(self) -> None:
         """Ask for more if more is wanted."""
         if self._subscription is None or self._paused:
             return
@@ -117,9 +117,7 @@ class Pull:
             body |= {"group": PIN_GROUP} | ({"id": self.pin} if self.pin else {})
         self._open[number] = [body["batch"], self._monotonic() + wait + _GRACE]
         try:
-            await self._link.send(
-                f"CONSUMER.MSG.NEXT.{self.work.stream}.{self.work.name}", body, f"{self._inbox}.{number}"
-            )
+            self._link.send(f"CONSUMER.MSG.NEXT.{self.work.stream}.{self.work.name}", body, f"{self._inbox}.{number}")
         except (BrokerError, errors.Error):
             self._open.pop(number, None)  # the connection is gone, and a new one starts anew
 
@@ -133,11 +131,11 @@ class Pull:
             self._sink.gone(self, "the server has forgotten a pull request")
         elif self._paused:
             self._paused = False
-            self._link.spawn(self.refill())
+            self.refill()
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         if not message.reply:
-            await self._on_status(message)
+            self._on_status(message)
             return
         for number, request in self._open.items():  # the oldest request is served first
             request[0] -= 1
@@ -146,19 +144,19 @@ class Pull:
             break
         self._sink.accept(self, message)
         if not self._open:
-            await self.refill()
+            self.refill()
 
-    async def _on_status(self, message: Msg) -> None:
+    def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
         status, text = headers.get("Status", ""), headers.get("Description", "").lower()
         if self._open.pop(int(message.subject.rpartition(".")[2]), None) is None:
             return
         if status in ("404", "408"):
-            await self.refill()
+            self.refill()
         elif status == "423":
             self.pin = ""
             self._sink.unpinned(self)
-            await self.refill()
+            self.refill()
         elif status == "503" or "deleted" in text or "push based" in text:
             self._open.clear()
             self._sink.gone(self, text or "nobody answers for the consumer")

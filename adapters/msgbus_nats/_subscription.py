@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from msgbus.adapter import DeadLetter, Outcome, Received, Source, SubscribeOptions, Subscription
 from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
 from msgbus_nats._answers import ACK, NAK, PROGRESS, Answers, NotWritten, Tools, answer_to
+from msgbus_nats._client import frame
 from msgbus_nats._errors import translate
 from msgbus_nats._headers import decode_headers
 from msgbus_nats._names import Work
@@ -225,7 +226,7 @@ class StreamSubscription(Subscription):
         try:
             while True:
                 self._limit = min(limit, self._options.prefetch - self._handed(now))
-                await self._refill()
+                self._refill()
                 if (self._limit > 0 and self._buffer) or now >= self._until:
                     return self._take(self._limit)
                 await self._wait(self._until - now)
@@ -252,19 +253,19 @@ class StreamSubscription(Subscription):
             taken.append(received)
         return taken
 
-    async def _refill(self) -> None:
+    def _refill(self) -> None:
         for pull in self._pulls:
-            await pull.refill()
+            pull.refill()
 
     async def _wait(self, wait: float) -> None:
         self._check()
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        alarm = loop.call_later(wait, self._wake)
         try:
-            async with asyncio.timeout(wait):
-                await self._waiter
-        except TimeoutError:
-            pass
+            await self._waiter
         finally:
+            alarm.cancel()
             self._waiter = None
         if not self._buffer:
             self._check()
@@ -341,9 +342,7 @@ class StreamSubscription(Subscription):
             return
         deadline = self._monotonic() + self._ack_wait - min(0.5, self._ack_wait / 10)
         try:
-            client = self._link.use()
-            for receipt in receipts:
-                await client.publish(receipt.reply, PROGRESS)
+            self._link.use().write([frame(receipt.reply, PROGRESS) for receipt in receipts])
         except errors.Error as exc:
             raise translate(exc, "renewing leases") from exc
         await self._link.sync()
@@ -386,9 +385,7 @@ class StreamSubscription(Subscription):
 
     async def _give_back(self, receipts: list[Receipt]) -> None:
         if receipts:
-            client = self._link.use()
-            for receipt in receipts:
-                await client.publish(receipt.reply, NAK)
+            self._link.use().write([frame(receipt.reply, NAK) for receipt in receipts])
             await self._link.sync()
 
     def __repr__(self) -> str:

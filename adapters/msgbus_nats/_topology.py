@@ -23,6 +23,9 @@ _PIN_TIMEOUT = 15.0
 """Seconds after which a partition's silent owner loses it. Shorter would cost owners their partition in a pause of
 the process, longer lets messages wait when one dies."""
 
+_LEFT_ALONE = 3600.0
+"""Seconds after which the server removes a consumer of dead letters that was made although nothing may be declared."""
+
 
 def nanoseconds(seconds: float) -> int:
     """Return *seconds* as JetStream wants durations."""
@@ -137,7 +140,10 @@ class Provisioner:
         joined = not source.dead and not self._names.place(source.address).ours
         if await self._verify(work, config, joined=joined):
             return
-        if self._provision is not Provision.CREATE or joined:
+        if source.dead and self._provision is not Provision.CREATE:
+            # Nobody provides for the moment in which somebody replays dead letters, so this is no topology.
+            config |= {"inactive_threshold": nanoseconds(_LEFT_ALONE)}
+        elif self._provision is not Provision.CREATE or joined:
             raise TopologyError(f"stream {work.stream!r} has no consumer {work.name!r}")
         if work in self._floors and config["deliver_policy"] == "new":
             # Somebody deleted it: go on where it was, or a little before.

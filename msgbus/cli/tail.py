@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from msgbus._channel import Channel
 from msgbus._connections import Connection
 from msgbus._message import Message, new_id
 from msgbus._session import Session
-from msgbus.adapter import Ack, Kind, Received, Source, SubscribeOptions
+from msgbus.adapter import Ack, Kind, Received, Source, Start, SubscribeOptions
 from msgbus.cli import _options as options
 from msgbus.cli._broker import execute, find, opened, split_label
 from msgbus.cli._errors import warn
@@ -27,8 +28,12 @@ app = typer.Typer()
 _LOOK = 0.5
 """Seconds between two looks at a queue; what comes and goes in between is not seen."""
 _PAGE = 100
+_ENDS: dict[str, Start] = {"earliest": "earliest", "latest": "latest"}
 
 Name = Annotated[str, typer.Argument(metavar="CHANNEL", help="A queue, topic, pattern or TOPIC@GROUP.")]
+From = Annotated[
+    str | None, typer.Option("--from", help="Where a topic begins: earliest, latest, a position, or a time.")
+]
 Show = Callable[[Received], bool]
 """Prints a message; returns whether it was the last one that was asked for."""
 
@@ -38,21 +43,38 @@ def tail(
     channel: Name,
     group: options.Group = None,
     limit: options.Limit = None,
+    start: From = None,
     url: options.Url = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Show messages as they come, until Ctrl-C or --limit; nobody else misses any.
 
-    A topic is read through a group of its own, made for the time being: what is published from now on. A queue, or a
-    topic's group, is looked at twice a second where the broker can be browsed: what waits there, from the oldest on.
+    A topic is read through a group of its own, made for the time being: what is published from now on, or what the
+    broker keeps --from somewhere on. A queue, or a topic's group, is looked at twice a second where the broker can be
+    browsed: what waits there, from the oldest on.
 
     Example: msgbus tail 'order.*' --json | jq .body
     """
     name, group = split_label(channel, group)
-    execute(_tail(name, group, _printer(limit, as_json=as_json), url))
+    begin = None if start is None else _start(start)
+    execute(_tail(name, group, _printer(limit, as_json=as_json), begin, url))
 
 
-async def _tail(name: str, group: str | None, show: Show, url: str | None) -> None:
+def _start(text: str) -> Start:
+    """Return where --from says to begin."""
+    if text in _ENDS:
+        return _ENDS[text]
+    if text.isdecimal():
+        return int(text)
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(
+            f"takes earliest, latest, a position or a time like 2026-11-21T09:30, got {text!r}", param_hint="--from"
+        ) from None
+
+
+async def _tail(name: str, group: str | None, show: Show, start: Start | None, url: str | None) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -60,7 +82,9 @@ async def _tail(name: str, group: str | None, show: Show, url: str | None) -> No
         channel = await find(url, name, group, topics=True)
         async with opened(Bus(url)) as session:
             if channel.kind is Kind.TOPIC and group is None:
-                await _listen(session, channel, show)
+                await _listen(session, channel, start, show)
+            elif start is not None:
+                raise UnsupportedFeature("tail", f"--from on {name}", "only topics keep what was consumed")
             else:
                 await _look(session, channel, group, show)
     except asyncio.CancelledError:
@@ -86,17 +110,20 @@ async def _look(session: Session, channel: Channel[Any], group: str | None, show
             await asyncio.sleep(_LOOK)
 
 
-async def _listen(session: Session, channel: Channel[Any], show: Show) -> None:
+async def _listen(session: Session, channel: Channel[Any], start: Start | None, show: Show) -> None:
     connection, source = await session.source(channel, f"tail-{os.getpid()}-{new_id()[:6]}")
+    if start is not None and not connection.adapter.capabilities.replay:
+        raise UnsupportedFeature(connection.adapter.name, "replay", "tail without --from")
     await connection.declare(sources=[source])
     try:
-        await _receive(connection, source, session.settings.lease, show)
+        how = SubscribeOptions(prefetch=_PAGE, lease=session.settings.lease, start=start)
+        await _receive(connection, source, how, show)
     finally:
         await _remove(connection, source)
 
 
-async def _receive(connection: Connection, source: Source, lease: float, show: Show) -> None:
-    subscription = await connection.adapter.subscribe(source, SubscribeOptions(prefetch=_PAGE, lease=lease))
+async def _receive(connection: Connection, source: Source, how: SubscribeOptions, show: Show) -> None:
+    subscription = await connection.adapter.subscribe(source, how)
     try:
         while True:
             try:

@@ -10,7 +10,8 @@ import pytest
 
 from msgbus.adapter import Address, Kind
 from msgbus.testing import AdapterContract, Harness
-from scripts.brokers import Broker, BrokerMissing, make
+from scripts.brokers import Broker
+from scripts.brokers.fixtures import require_broker
 
 
 def subject_of(address: Address) -> str:
@@ -62,11 +63,7 @@ class NatsHarness(Harness):
 
 @pytest.fixture(scope="module")
 def server():
-    try:
-        broker = make("nats")
-    except BrokerMissing as exc:
-        pytest.skip(str(exc))
-    with broker:
+    with require_broker("nats") as broker:
         yield broker
 
 

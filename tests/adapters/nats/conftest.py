@@ -29,7 +29,8 @@ from msgbus.adapter import (
 )
 from msgbus.errors import BrokerUnavailable
 from msgbus_nats import NatsAdapter
-from scripts.brokers import Broker, BrokerMissing, make
+from scripts.brokers import Broker
+from scripts.brokers.fixtures import require_broker
 
 
 class Kit:
@@ -128,17 +129,9 @@ class Kit:
         return Address(Kind.TOPIC, name, keyed, native)
 
 
-def start_server() -> Broker:
-    """Make a server, or skip."""
-    try:
-        return make("nats")
-    except BrokerMissing as exc:
-        pytest.skip(str(exc))
-
-
 @pytest.fixture(scope="session")
 def nats_server():
-    with start_server() as broker:
+    with require_broker("nats") as broker:
         yield broker
 
 
@@ -150,7 +143,7 @@ def kit(nats_server):
 @pytest.fixture
 def own_kit():
     """A kit whose server may be stopped, killed and cut off."""
-    with start_server() as broker:
+    with require_broker("nats") as broker:
         if not broker.controllable:
             pytest.skip("needs a server of its own")
         yield Kit(broker)

@@ -11,45 +11,7 @@ import pytest
 
 from msgbus.adapter import Ack, Nack, Source
 from msgbus.errors import BrokerUnavailable, LeaseLost, PublishError, SettleError
-
-
-async def publish_all(kit, adapter, messages, size=50):
-    """Publish as the core does: what may be tried again is, with the same ids."""
-    for start in range(0, len(messages), size):
-        left = messages[start : start + size]
-        while left:
-            try:
-                results = await adapter.publish(left)
-            except BrokerUnavailable:
-                await asyncio.sleep(0.05)
-                continue
-            assert all(error is None or error.retryable for error in results), results
-            left = [m for m, error in zip(left, results, strict=True) if error is not None]
-            if left:
-                await asyncio.sleep(0.05)
-
-
-async def consume_all(kit, subscription, expected):
-    """Consume as the core does, until all of *expected* has been acked; return how often each was."""
-    seen = {}
-    while set(seen) < set(expected):
-        try:
-            got = await subscription.receive(50, 1)
-        except BrokerUnavailable:
-            await asyncio.sleep(0.05)
-            continue
-        unsettled = list(got)
-        while unsettled:
-            results = await subscription.settle([Ack(m) for m in unsettled])
-            for message, error in zip(unsettled, results, strict=True):
-                if error is None:
-                    seen[message.body.decode()] = seen.get(message.body.decode(), 0) + 1
-            unsettled = [
-                m for m, e in zip(unsettled, results, strict=True) if e is not None and not isinstance(e, LeaseLost)
-            ]
-            if unsettled:
-                await asyncio.sleep(0.05)
-    return seen
+from tests.adapters.nats.load import consume_all, publish_all
 
 
 async def nothing_is_left(kit, adapter, source, subscription):
@@ -243,21 +205,22 @@ def test_what_somebody_deletes_is_made_again(kit, victim):
         stream = f"{kit.prefix}-queue-orders"
         async with kit.adapter(queue, source) as adapter, kit.plain() as client:
             subscription = await kit.consumer(adapter, source)
-            assert await subscription.receive(9, 0.1) == []
-            if victim == "consumer":
-                await client.jetstream().delete_consumer(stream, "work")
-            else:
-                await client.jetstream().delete_stream(stream)
+            receiving = asyncio.create_task(kit.receive(subscription, 1, 50))
 
-            async def is_back():
+            async def is_served():
                 try:
                     return (await client.jetstream().consumer_info(stream, "work")).num_waiting
                 except nats.js.errors.NotFoundError:
                     return False
 
-            await kit.until(is_back)
+            await kit.until(is_served)
+            if victim == "consumer":
+                await client.jetstream().delete_consumer(stream, "work")
+            else:
+                await client.jetstream().delete_stream(stream)
+            await kit.until(is_served)
             await kit.publish(adapter, kit.message(queue, "x"))
-            await kit.ack(subscription, await kit.receive(subscription, 1))
+            await kit.ack(subscription, await receiving)
 
     kit.run(body())
 

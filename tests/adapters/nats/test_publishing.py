@@ -190,6 +190,21 @@ def test_many_large_messages_wait_for_room(kit):
     kit.run(body())
 
 
+def test_calls_at_the_same_time_do_not_mix(kit):
+    """Order is kept from call to call, although none waits for the one before."""
+
+    async def body():
+        queue = kit.queue()
+        source = Source(queue)
+        async with kit.adapter(queue, source) as adapter:
+            calls = [[kit.message(queue, f"{n}-{i} {'x' * 5000}") for i in range(100)] for n in range(8)]
+            await asyncio.gather(*(kit.publish(adapter, *call) for call in calls))
+            expected = [message.body.decode() for call in calls for message in call]
+            assert kit.texts(await adapter.browse(source, limit=800)) == expected
+
+    kit.run(body())
+
+
 def test_requests_without_responders_fail_at_once(kit):
     async def body():
         price = Address(Kind.REQUEST, "price")

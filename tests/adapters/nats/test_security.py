@@ -8,11 +8,13 @@ import subprocess
 import nkeys
 import pytest
 
-from msgbus.adapter import Source
+from msgbus.adapter import DeadLetter, Provision, Source
 from msgbus.errors import AccessDenied, BrokerUnavailable, ConfigError
 from scripts.brokers import BrokerMissing
+from scripts.brokers.fixtures import unavailable
 from scripts.brokers.nats import NATS
 from tests.adapters.nats.conftest import Kit
+from tests.adapters.nats.operator import decentralised
 
 SECRET = "correct-horse"
 
@@ -44,7 +46,7 @@ def serve():
         try:
             broker = Configured(more)
         except BrokerMissing as exc:
-            pytest.skip(str(exc))
+            unavailable(str(exc))
         running.append(broker)
         broker.start()
         return Kit(broker)
@@ -111,6 +113,25 @@ def test_an_nkey(serve, tmp_path):
     kit.run(body())
 
 
+def test_a_credentials_file(serve, tmp_path):
+    """As decentralised authentication, and NATS as a service, use it."""
+    config, content = decentralised()
+    stranger = tmp_path / "stranger.creds"
+    stranger.write_text(decentralised()[1])
+    credentials = tmp_path / "app.creds"
+    credentials.write_text(content)
+    kit = serve(config)
+
+    async def body():
+        await works(kit, at(kit), f"&creds={credentials}")
+        await is_denied(kit, at(kit), f"&creds={stranger}")
+        await is_denied(kit, at(kit))
+        with pytest.raises(ConfigError, match="creds= names cannot be read: No such file"):
+            await works(kit, at(kit), f"&creds={tmp_path}/missing")
+
+    kit.run(body())
+
+
 def test_an_account_without_jetstream_says_so(serve):
     kit = serve('accounts { A { users: [{ user: "a", password: "b" }] } }')
 
@@ -143,6 +164,45 @@ authorization {{
     kit.run(body())
 
 
+def test_only_the_subjects_that_are_needed_where_nothing_is_created(serve):
+    """As for applications under MSGBUS_TOPOLOGY=verify, dead letters and a key's order included."""
+    kit = serve("")
+    prefix = kit.prefix
+    reads = ["STREAM.INFO.*", "STREAM.MSG.GET.*", "CONSUMER.INFO.>", "CONSUMER.MSG.NEXT.>", "CONSUMER.UNPIN.>"]
+    allowed = ", ".join(f'"$JS.API.{read}"' for read in [*reads, f"CONSUMER.CREATE.{prefix}-dead.>"])
+    kit = serve(f"""
+authorization {{
+  users: [
+    {{ user: "admin", password: "{SECRET}" }}
+    {{
+      user: "app", password: "{SECRET}"
+      permissions: {{
+        publish: ["{prefix}.>", {allowed}, "$JS.ACK.>", "_INBOX.>"]
+        subscribe: ["{prefix}.>", "_INBOX.>"]
+      }}
+    }}
+  ]
+}}""")
+    kit.prefix = prefix
+
+    async def body():
+        source = Source(kit.queue(keyed=True))
+        async with kit.adapter(source, url=at(kit, f"admin:{SECRET}@")):
+            pass
+        url = at(kit, f"app:{SECRET}@")
+        async with kit.adapter(source, url=url, provision=Provision.VERIFY) as adapter:
+            await kit.publish(adapter, kit.message(source.address, "x", "ann"))
+            subscription = await kit.consumer(adapter, source)
+            (received,) = await kit.receive(subscription, 1)
+            assert await subscription.settle([DeadLetter(received, received.headers)]) == [None]
+            assert len(await adapter.browse(source.dead_letters, limit=9)) == 1
+            graves = await kit.consumer(adapter, source.dead_letters)
+            await kit.ack(graves, await kit.receive(graves, 1))
+            assert (await adapter.stats(source)).dead == 0
+
+    kit.run(body())
+
+
 def test_a_forbidden_publish_is_refused_soon(serve):
     """The server drops it and tells only the connection as a whole."""
     kit = serve(f"""
@@ -167,36 +227,20 @@ authorization {{
 def certificates(tmp_path_factory):
     """A certificate authority, and certificates for the server and a client."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
+        unavailable("openssl is not installed: apt-get install openssl")
     folder = tmp_path_factory.mktemp("tls")
 
     def openssl(*arguments):
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
-    openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=ca",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-addext",
-        "basicConstraints=critical,CA:TRUE",
-        "-addext",
-        "keyUsage=keyCertSign",
-    )
+    authority = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign"]
+    new = ["req", "-newkey", "rsa:2048", "-nodes"]
+    openssl(*new, "-x509", "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem", *authority)
     for name, extension in (("server", "subjectAltName=IP:127.0.0.1"), ("client", "subjectAltName=DNS:client")):
         (folder / f"{name}.ext").write_text(extension)
-        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", "csr")
-        openssl("x509", "-req", "-in", "csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-                "-extfile", f"{name}.ext", "-out", f"{name}.pem")  # fmt: skip
+        openssl(*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", "csr")
+        sign = ["x509", "-req", "-in", "csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"]
+        openssl(*sign, "-extfile", f"{name}.ext", "-out", f"{name}.pem")
     return folder
 
 
