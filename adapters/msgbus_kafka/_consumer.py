@@ -27,6 +27,7 @@ from msgbus_kafka._begin import TimeOf, begin
 from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._errors import broker_error
+from msgbus_kafka._fetch import Fetch
 from msgbus_kafka._offsets import METADATA_LIMIT
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
@@ -111,6 +112,7 @@ class GroupConsumer:
         self._paused: set[TopicPartition] = set()
         self._consumer: Any = None
         self._closing = False
+        self._largest = max(1024 * 1024, options.max_body + 128 * 1024)
         self._limit = METADATA_LIMIT
         self._wake = asyncio.Event()
         self._adopted = asyncio.Event()
@@ -165,7 +167,7 @@ class GroupConsumer:
             request_timeout_ms=_REQUEST_MS,
             # Slow handlers do not stop the polling, so a limit on it would only throw out members that wait for room.
             max_poll_interval_ms=_NEVER_MS,
-            max_partition_fetch_bytes=max(1024 * 1024, options.max_body + 128 * 1024),
+            max_partition_fetch_bytes=self._largest,
             # New partitions and topics that were made anew are noticed at the latest after this time.
             metadata_max_age_ms=5_000 if membership.pattern else 10_000,
         )
@@ -182,7 +184,7 @@ class GroupConsumer:
             try:
                 if self._consumer is None:
                     self._consumer = await self._connect()
-                await self._poll(self._consumer)
+                await self._poll(self._consumer, Fetch(self._consumer, self._cluster, self._largest))
             except kafka.ConsumerStoppedError:
                 return
             except Exception as exc:  # noqa: BLE001 - whatever broke the consumer, a new one takes its place
@@ -201,7 +203,7 @@ class GroupConsumer:
             await stop_consumer(consumer)
         await asyncio.sleep(_RETRY)
 
-    async def _poll(self, consumer: Any) -> None:
+    async def _poll(self, consumer: Any, fetch: Fetch) -> None:
         while not self._closing:
             room = self._room()
             if room <= 0:
@@ -210,7 +212,7 @@ class GroupConsumer:
                 continue
             self._pause_full(consumer)
             # Never cancelled: that would lose what it is about to return.
-            for tp, records in (await consumer.getmany(timeout_ms=_POLL_MS, max_records=room)).items():
+            for tp, records in (await fetch.many(_POLL_MS, room)).items():
                 partition = self.partitions.get(tp)
                 if partition is None:
                     continue  # not adopted yet; its position is set when it is

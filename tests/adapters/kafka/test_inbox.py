@@ -27,7 +27,7 @@ def entry(inbox, partition, offset, key=None, due=0.0):
 
 
 def returned(old, due=0.0):
-    again = Entry(old.number, old.partition, old.raw, "t", old.headers)
+    again = Entry(old.number, old.partition, old.record, "t", old.headers)
     again.due = due
     old.settled = True
     return again
