@@ -22,6 +22,7 @@ from aiokafka.protocol.admin import (
     DeleteGroupsRequest,
     DeleteTopicsRequest,
     DescribeConfigsRequest,
+    ListGroupsRequest,
 )
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.fetch import FetchRequest
@@ -65,6 +66,13 @@ class Committed(NamedTuple):
     metadata: str
 
 
+async def _check_login(connection: Any) -> None:
+    """Raise what the broker thinks of a login that the library took for accepted: a refused token, above all."""
+    response = await connection.send(ListGroupsRequest())
+    if (error := kafka.for_code(response.error_code)) is not kafka.NoError:
+        raise error("the broker did not take the login")
+
+
 class Cluster:
     """One connection for questions, separate from those that carry messages.
 
@@ -97,11 +105,13 @@ class Cluster:
             host, _, port = server.rpartition(":")
             try:
                 connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=3000, **arguments)
+                try:
+                    await _check_login(connection)
+                finally:
+                    connection.close()
             except (OSError, kafka.KafkaError, TimeoutError) as exc:
                 if isinstance(broker_error(exc, ""), AccessDenied):
                     return exc
-            else:
-                connection.close()
         return error
 
     async def aclose(self) -> None:

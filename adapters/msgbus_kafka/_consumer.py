@@ -45,6 +45,8 @@ _REQUEST_MS = _REBALANCE_MS + 5_000
 """Joining a group is one request that lasts as long as the rebalance."""
 _NEVER_MS = 2**31 - 1
 _RETRY = 0.5
+_SLOW = 0.2
+"""Seconds without room after which the handlers are taken for slow, so that there is no hurry to fetch more."""
 _CANCEL_TIMEOUT = 4.0
 
 
@@ -207,8 +209,7 @@ class GroupConsumer:
         while not self._closing:
             room = self._room()
             if room <= 0:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._wait_for_room(fetch)
                 continue
             self._pause_full(consumer)
             # Never cancelled: that would lose what it is about to return.
@@ -219,6 +220,15 @@ class GroupConsumer:
                 if records[0].offset < partition.tracker.next:
                     partition = self._start_over(partition, records[0].offset)
                 self._deliver(partition, records)
+
+    async def _wait_for_room(self, fetch: Fetch) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(_SLOW):
+                await self._wake.wait()
+        except TimeoutError:
+            fetch.rest()
+            await self._wake.wait()
 
     def wake(self) -> None:
         """Look again whether there is room."""

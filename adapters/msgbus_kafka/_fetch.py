@@ -24,6 +24,10 @@ from msgbus_kafka._cluster import Cluster
 __all__ = ["Fetch", "consumer_record"]
 
 _log = logging.getLogger("msgbus.kafka")
+_BUSY_WAIT_MS, _IDLE_WAIT_MS = 20, 500
+"""How long the broker may hold a request for records that are not there yet. The library asks a broker for nothing
+else meanwhile, not even for a partition whose records were used up since: while a backlog is worked off, the request
+for an empty retry topic must not hold up the full one beside it."""
 _BATCH_HEADER = 12
 """Bytes of a record batch before what its length field counts: the base offset and the length itself."""
 
@@ -42,19 +46,25 @@ class Fetch:
         self._cluster = cluster
         self._largest = largest
         self._unreadable: dict[TopicPartition, int] = {}
-        # There is no public way to its buffer.
-        consumer._fetcher._records = _Buffer(self._unreadable)  # noqa: SLF001
+        # There is no public way to its buffer, nor to change how long it waits.
+        self._fetcher = consumer._fetcher  # noqa: SLF001
+        self._fetcher._records = _Buffer(self._unreadable)  # noqa: SLF001
 
     async def many(self, timeout_ms: int, max_records: int | None = None) -> Mapping[TopicPartition, Any]:
         """Return records by partition; see `AIOKafkaConsumer.getmany`, which must never be cancelled."""
         found: Mapping[TopicPartition, Any] = await self._consumer.getmany(
             timeout_ms=timeout_ms, max_records=max_records
         )
+        self._fetcher._fetch_max_wait_ms = _BUSY_WAIT_MS if found else _IDLE_WAIT_MS  # noqa: SLF001
         if self._unreadable and not found:
             tp, offset = self._unreadable.popitem()
             if await self._consumer.position(tp) == offset:
                 return {tp: await self._read(tp, offset)}
         return found
+
+    def rest(self) -> None:
+        """Take it easy: nothing is wanted for a while."""
+        self._fetcher._fetch_max_wait_ms = _IDLE_WAIT_MS  # noqa: SLF001
 
     async def _read(self, tp: TopicPartition, offset: int) -> list[Any]:
         """Read the batch with *offset* whatever its headers are called, and let the consumer go on behind it."""

@@ -88,6 +88,9 @@ class Entry(Received):
         """The library's record."""
         return consumer_record(self.partition.tp, self.record)
 
+    def __repr__(self) -> str:
+        return f"<Entry {self.partition} {self.record.offset}>"
+
     def __lt__(self, other: Entry) -> bool:
         return self.number < other.number
 
