@@ -116,6 +116,7 @@ class GroupConsumer:
         self._closing = False
         self._largest = max(1024 * 1024, options.max_body + 128 * 1024)
         self._limit = METADATA_LIMIT
+        self._uncommitted = False
         self._wake = asyncio.Event()
         self._adopted = asyncio.Event()
         self._resolved = asyncio.Event()
@@ -345,7 +346,7 @@ class GroupConsumer:
 
     async def _commit_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(_COMMIT_EVERY)
+            await asyncio.sleep(_RETRY if self._uncommitted else _COMMIT_EVERY)
             await self.flush()
 
     async def _commit(self, partitions: Mapping[TopicPartition, Partition]) -> None:
@@ -360,12 +361,14 @@ class GroupConsumer:
                 async with asyncio.timeout(_COMMIT_TIMEOUT):
                     await consumer.commit(offsets)
             except (kafka.KafkaError, TimeoutError, OSError) as exc:
+                self._uncommitted = True
                 for partition in dirty:
                     partition.dirty = True
                 if isinstance(exc, kafka.OffsetMetadataTooLargeError):
                     self._limit //= 2
                 _log.debug("not committed for %s: %r", self._membership.group, exc)
             else:
+                self._uncommitted = False
                 for partition in dirty:
                     partition.was_confirmed()
 

@@ -82,8 +82,8 @@ group.initial.rebalance.delay.ms=0
 # Clients may ask for short sessions, so that a killed consumer's partitions move within a test's patience.
 group.min.session.timeout.ms=1000
 # After a SIGKILL the node has to wait until its former self has expired: nine seconds by default.
-broker.session.timeout.ms=2000
-broker.heartbeat.interval.ms=250
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
 """
 
 

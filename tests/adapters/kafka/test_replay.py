@@ -46,7 +46,7 @@ def test_tail_reads_a_topic_from_anywhere_and_leaves_nothing_behind(kit):
             assert await ready(adapter, source) == 5
             assert not [topic for topic in await admin.list_topics() if "tail-" in topic]
 
-    kit.run(main(), timeout=110)
+    kit.run(main())
 
 
 def test_seek_moves_a_group(kit):
@@ -66,4 +66,4 @@ def test_seek_moves_a_group(kit):
             subscription = await adapter.subscribe(source, SubscribeOptions())
             assert [m.body for m in await kit.drain(subscription, 3)] == [b"3", b"4", b"5"]
 
-    kit.run(main(), timeout=110)
+    kit.run(main())
