@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -100,7 +100,7 @@ async def _run(total: int) -> bool:
             await bus.start()
             publishing = asyncio.create_task(_publish(bus, queue, total))
             for share in (1 / 3, 2 / 3):
-                await _until(lambda share=share: len(seen) >= total * share)
+                await _until(seen, total * share)
                 alive = ",".join(f"{HOST}:{node.port}" for node in nodes if node.running)
                 number = await _leader(alive, queue.name)
                 print(f"{len(seen):,} handled; killing broker {number}, which leads partition 0")
@@ -110,7 +110,7 @@ async def _run(total: int) -> bool:
                 await asyncio.to_thread(victim.start)
                 print(f"{len(seen):,} handled; broker {number} is back")
             await publishing
-            await _until(lambda: len(seen) == total)
+            await _until(seen, total)
     firsts = [list(dict.fromkeys(numbers)) for numbers in order.values()]
     in_order = all(numbers == sorted(numbers) for numbers in firsts)
     print(
@@ -126,11 +126,11 @@ async def _publish(bus: Bus, queue: Queue[dict[str, Any]], total: int) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _until(condition: Callable[[], bool]) -> None:
+async def _until(seen: Counter[int], count: float) -> None:
     deadline = time.monotonic() + _DEADLINE
-    while not condition():
+    while len(seen) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError
+            raise TimeoutError(f"{len(seen)} of {count:.0f} were handled in {_DEADLINE:g} s")
         await asyncio.sleep(0.05)
 
 
