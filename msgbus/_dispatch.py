@@ -104,6 +104,8 @@ class Dispatcher:
             for t in plan.types
         }
         self._only = next(iter(self._routes.values())) if len(channel.types) == 1 else None
+        self.decoder = self._only.decode if self._only else None
+        """Decodes any message's body, where the channel has one type."""
 
     async def handle(self, received: Received) -> Outcome | None:
         """Handle one message; return its outcome, or None when it is settled in another way."""

@@ -10,7 +10,7 @@ from msgbus._delivery import Controls
 from msgbus._dispatch import Dispatcher
 from msgbus._failure import attempt_of
 from msgbus._idempotency import Guard
-from msgbus._message import EXPIRES
+from msgbus._message import ATTEMPTS, EXPIRES
 from msgbus.adapter import Ack, Outcome, Received
 from msgbus.errors import BatchFailed, DecodeError, Reject
 from msgbus.store import Claim, Granted
@@ -61,6 +61,14 @@ class BatchDispatcher:
 
     async def handle(self, batch: Sequence[Received]) -> list[Outcome | None]:
         """Handle a batch; return each message's outcome in order."""
+        if self._guard is None and not self._deliveries and (payloads := self._simple(batch)) is not None:
+            try:
+                await self._call(payloads)
+            except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its messages
+                items = [_Item(received) for received in batch]
+                await self._judge_all(items, exc)
+                return [item.outcome for item in items]
+            return [Ack(received) for received in batch]
         items = [_Item(received) for received in batch]
         fit = [item for item in items if self._prepare(item)]
         if self._guard is not None:
@@ -69,6 +77,22 @@ class BatchDispatcher:
         if fit:
             await self._handle_fit(fit)
         return [item.outcome for item in items]
+
+    def _simple(self, batch: Sequence[Received]) -> list[Any] | None:
+        """Return the payloads of a batch in which no message needs a closer look, else None."""
+        decode = self._one.decoder
+        if decode is None:
+            return None
+        payloads = []
+        for received in batch:
+            headers = received.headers
+            if received.deliveries > 1 or ATTEMPTS in headers or EXPIRES in headers:
+                return None
+            try:
+                payloads.append(decode(received.body))
+            except DecodeError:
+                return None
+        return payloads
 
     def _prepare(self, item: _Item) -> bool:
         received = item.received
@@ -103,19 +127,25 @@ class BatchDispatcher:
         return False
 
     async def _handle_fit(self, items: list[_Item]) -> None:
-        failures: dict[int, BaseException] = {}
+        error: Exception | None = None
         try:
             await self._call([item.payload for item in items])
-        except BatchFailed as exc:
-            failures = exc.failures
+        except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its messages
+            error = exc
+        except BaseException:
+            await self._release(items)
+            raise
+        await self._judge_all(items, error)
+
+    async def _judge_all(self, items: list[_Item], error: Exception | None) -> None:
+        failures: dict[int, BaseException] = {}
+        if isinstance(error, BatchFailed):
+            failures = error.failures
             if unknown := [i for i in failures if not 0 <= i < len(items)]:
-                error = IndexError(f"BatchFailed names item {unknown[0]}, the batch has {len(items)}")
-                failures = dict.fromkeys(range(len(items)), error)
-        except BaseException as exc:
-            if not isinstance(exc, Exception):
-                await self._release(items)
-                raise
-            failures = dict.fromkeys(range(len(items)), exc)
+                wrong = IndexError(f"BatchFailed names item {unknown[0]}, the batch has {len(items)}")
+                failures = dict.fromkeys(range(len(items)), wrong)
+        elif error is not None:
+            failures = dict.fromkeys(range(len(items)), error)
         verdicts = [self._judge(item, failures.get(index)) for index, item in enumerate(items)]
         if self._guard is None:  # nothing to wait for, so no task for each
             for verdict in verdicts:

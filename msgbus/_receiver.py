@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -65,7 +65,12 @@ class Receiver:
         self._capabilities = capabilities
         self._clock = clock
         self._on_crash = on_crash
-        self._settler = Settler(subscription, max_batch=capabilities.max_settle, on_settled=self._settled)
+        self._settler = Settler(
+            subscription,
+            max_batch=capabilities.max_settle,
+            on_settled=self._settled,
+            on_all_settled=self._all_settled,
+        )
         self._live: dict[Received, None] = {}
         self._ready: deque[Received] = deque()
         self._lanes = Lanes() if source.address.keyed else None
@@ -217,6 +222,11 @@ class Receiver:
     def _admit(self, got: Any) -> None:
         self.last_received = self._clock.now()
         live, ready, lanes = self._live, self._ready, self._lanes
+        if lanes is None and not self._handled:
+            live.update(dict.fromkeys(got))
+            ready.extend(got)
+            self.wake(len(ready))
+            return
         for received in got:
             live[received] = None
             if self._handled and self._forget_handled(received):
@@ -259,6 +269,14 @@ class Receiver:
             self._settler.add(outcome)
         if self._lanes is not None and (key := _key(received)) is not None:
             self._conclude_in_lane(self._lanes, key, received, outcome)
+
+    def conclude_all(self, batch: Sequence[Received], outcomes: Sequence[Outcome | None]) -> None:
+        """Take a worker's verdicts on a batch."""
+        if self._lanes is None:
+            self._settler.add_all([outcome for outcome in outcomes if outcome is not None])
+        else:
+            for received, outcome in zip(batch, outcomes, strict=True):
+                self.conclude(received, outcome)
 
     def _conclude_in_lane(self, lanes: Lanes, key: str, received: Received, outcome: Outcome | None) -> None:
         if outcome is not None and _closes_lane(outcome):
@@ -304,6 +322,19 @@ class Receiver:
                 self._handled.popitem(last=False)
         if self._lanes is not None and type(outcome) is not Ack and (key := _key(received)) is not None:
             self._settled_in_lane(self._lanes, key, received)
+        self._look_for_room()
+
+    def _all_settled(self, outcomes: Sequence[Outcome]) -> None:
+        live = self._live
+        for outcome in outcomes:
+            live.pop(outcome.received, None)
+        if (lanes := self._lanes) is not None:
+            for outcome in outcomes:
+                if type(outcome) is not Ack and (key := _key(outcome.received)) is not None:
+                    self._settled_in_lane(lanes, key, outcome.received)
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
         if not self._room.is_set() and self.limits.prefetch - len(self._live) >= self.limits.refill:
             self._room.set()
 

@@ -26,6 +26,7 @@ class Settler:
         subscription: Where the messages came from.
         max_batch: The most outcomes per call.
         on_settled: Called for each outcome that is through, with None or `LeaseLost`.
+        on_all_settled: Called instead with a whole batch of which the broker has each.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class Settler:
         *,
         max_batch: int,
         on_settled: Callable[[Outcome, SettleError | None], None],
+        on_all_settled: Callable[[Sequence[Outcome]], None],
     ) -> None:
         self._subscription = subscription
         self._on_settled = on_settled
+        self._on_all_settled = on_all_settled
         self._acks: Batcher[Outcome] = Batcher(self._flush, max_batch=max_batch)
         self._moves: Batcher[Outcome] = Batcher(self._flush, max_batch=max_batch)
         self._failed = 0
@@ -44,6 +47,14 @@ class Settler:
     def add(self, outcome: Outcome) -> None:
         """Settle *outcome* soon."""
         (self._acks if type(outcome) is Ack else self._moves).add(outcome)
+
+    def add_all(self, outcomes: Sequence[Outcome]) -> None:
+        """Settle *outcomes* soon."""
+        if all(type(outcome) is Ack for outcome in outcomes):
+            self._acks.extend(outcomes)
+        else:
+            for outcome in outcomes:
+                self.add(outcome)
 
     async def now(self, outcomes: list[Outcome]) -> None:
         """Settle *outcomes* and wait for the broker.
@@ -71,7 +82,12 @@ class Settler:
         while batch:
             again: list[Outcome] = []
             why: SettleError | None = None
-            for outcome, error in zip(batch, await self._call(batch), strict=True):
+            errors = await self._call(batch)
+            if not any(errors):
+                self._failed = 0
+                self._on_all_settled(batch)
+                return
+            for outcome, error in zip(batch, errors, strict=True):
                 if error is None or isinstance(error, LeaseLost):
                     self._on_settled(outcome, error)
                 else:

@@ -46,6 +46,10 @@ class Feeds(Protocol):
         """Take the verdict."""
         ...
 
+    def conclude_all(self, batch: Sequence[Received], outcomes: Sequence[Outcome | None]) -> None:
+        """Take the verdicts on a batch."""
+        ...
+
 
 class Worker:
     """Handles one message after the other.
@@ -130,8 +134,7 @@ class BatchWorker(Worker):
                 self._reset()
             self.since = None
             self.holds = ()
-            for received, outcome in zip(batch, outcomes, strict=True):
-                self._receiver.conclude(received, outcome)
+            self._receiver.conclude_all(batch, outcomes)
 
     async def _collect(self) -> list[Received]:
         """Take up to a batch of messages; wait a little for it to fill once there is one."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from scripts.brokers.fixtures import brokers
 
 __all__ = ["brokers"]
+
+# How long an example takes is the machine's business: on a busy one, Hypothesis's own limit fails what is right.
+settings.register_profile("msgbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("msgbus")
 
 
 @pytest.fixture(autouse=True)

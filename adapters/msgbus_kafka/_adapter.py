@@ -56,7 +56,7 @@ from msgbus_kafka._reader import Reader
 from msgbus_kafka._replies import ReplySubscription, reply_record
 from msgbus_kafka._subscription import KafkaSubscription, Route
 from msgbus_kafka._topology import pin, provide, remove, wanted_channels, wanted_replies, wanted_sides
-from msgbus_kafka._wire import CHANNEL, DUE, encode_key, to_headers
+from msgbus_kafka._wire import CHANNEL, DUE, encode_key
 
 __all__ = ["KafkaAdapter"]
 
@@ -219,7 +219,7 @@ class KafkaAdapter(Adapter):
                     record = await self._special(outgoing)
                 else:
                     topic = topics.get(id(target)) or topics.setdefault(id(target), self._topic(target))
-                    record = Record(topic, outgoing.body, to_headers(outgoing.headers), encode_key(outgoing.key))
+                    record = Record(topic, outgoing.body, outgoing.headers, encode_key(outgoing.key))
             except PublishError as exc:
                 results[index] = exc
             else:
@@ -240,16 +240,16 @@ class KafkaAdapter(Adapter):
         await self._delays.prepare(target, self._topic(target))
         due = f"{self.config.clock.now() + outgoing.delay:.6f}"
         headers = {**outgoing.headers, DUE: due, CHANNEL: target.name}
-        return Record(delay_of(target)[step_for(outgoing.delay)], outgoing.body, to_headers(headers), key)
+        return Record(delay_of(target)[step_for(outgoing.delay)], outgoing.body, headers, key)
 
     def _to_one_group(self, source: Source, outgoing: Outgoing, key: bytes | None) -> Record:
         headers = dict(outgoing.headers)
         if outgoing.delay <= 0 and not source.group:
-            return Record(self._topic(source.address), outgoing.body, to_headers(headers), key)
+            return Record(self._topic(source.address), outgoing.body, headers, key)
         if outgoing.delay > 0:
             headers[DUE] = f"{self.config.clock.now() + outgoing.delay:.6f}"
         headers[CHANNEL] = outgoing.channel or source.address.name
-        return Record(retries_of(source)[step_for(outgoing.delay)], outgoing.body, to_headers(headers), key)
+        return Record(retries_of(source)[step_for(outgoing.delay)], outgoing.body, headers, key)
 
     # -- consuming ----------------------------------------------------------------------------------------------
 

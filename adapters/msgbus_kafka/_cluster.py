@@ -22,8 +22,10 @@ from aiokafka.protocol.admin import (
     DeleteGroupsRequest,
     DeleteTopicsRequest,
     DescribeConfigsRequest,
+    ListGroupsRequest,
 )
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
@@ -64,6 +66,13 @@ class Committed(NamedTuple):
     metadata: str
 
 
+async def _check_login(connection: Any) -> None:
+    """Raise what the broker thinks of a login that the library took for accepted: a refused token, above all."""
+    response = await connection.send(ListGroupsRequest())
+    if (error := kafka.for_code(response.error_code)) is not kafka.NoError:
+        raise error("the broker did not take the login")
+
+
 class Cluster:
     """One connection for questions, separate from those that carry messages.
 
@@ -96,11 +105,13 @@ class Cluster:
             host, _, port = server.rpartition(":")
             try:
                 connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=3000, **arguments)
+                try:
+                    await _check_login(connection)
+                finally:
+                    connection.close()
             except (OSError, kafka.KafkaError, TimeoutError) as exc:
                 if isinstance(broker_error(exc, ""), AccessDenied):
                     return exc
-            else:
-                connection.close()
         return error
 
     async def aclose(self) -> None:
@@ -197,14 +208,7 @@ class Cluster:
         self, partitions: Sequence[TopicPartition], at: int, committed_only: bool
     ) -> dict[TopicPartition, int]:
         by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-        response = await self._send(
-            MetadataRequest(sorted({tp.topic for tp in partitions}), allow_auto_topic_creation=False)
-        )
-        leaders = {TopicPartition(t[1], p[1]): p[2] for t in response.topics for p in t[3]}
-        for tp in partitions:
-            leader = leaders.get(tp, -1)
-            if leader == -1:
-                raise kafka.LeaderNotAvailableError(f"{tp.topic} {tp.partition}")
+        for tp, leader in (await self._leaders(partitions)).items():
             by_node[leader][tp.topic].append((tp.partition, at))
         found: dict[TopicPartition, int] = {}
         for node, topics in by_node.items():
@@ -216,6 +220,35 @@ class Cluster:
                         raise kafka.for_code(code)(f"{topic} {partition}")
                     found[TopicPartition(topic, partition)] = offset
         return found
+
+    async def _leaders(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        response = await self._send(
+            MetadataRequest(sorted({tp.topic for tp in partitions}), allow_auto_topic_creation=False)
+        )
+        leaders = {TopicPartition(t[1], p[1]): p[2] for t in response.topics for p in t[3]}
+        for tp in partitions:
+            if leaders.get(tp, -1) == -1:
+                raise kafka.LeaderNotAvailableError(f"{tp.topic} {tp.partition}")
+        return {tp: leaders[tp] for tp in partitions}
+
+    async def fetch(self, tp: TopicPartition, offset: int, largest: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """Return what is stored from the batch with *offset* on, at least that batch, as the broker has it.
+
+        Returns:
+            The bytes, and the aborted transactions among them as producer and first offset.
+        """
+        return await self._retry(lambda: self._fetch(tp, offset, largest), "reading a batch")
+
+    async def _fetch(self, tp: TopicPartition, offset: int, largest: int) -> tuple[bytes, list[tuple[int, int]]]:
+        node = (await self._leaders([tp]))[tp]
+        request = FetchRequest(0, 0, largest, _READ_COMMITTED, [(tp.topic, [(tp.partition, offset, largest)])])
+        response = await self._client.send(node, request)
+        ((_, ((_, code, _, *data),)),) = response.topics
+        if code:
+            raise kafka.for_code(code)(f"{tp.topic} {tp.partition}")
+        # From v4 on: the last stable offset, more as versions go, the aborted transactions, from v11 on a replica.
+        aborted = data[2] if response.API_VERSION >= 11 else data[-2]
+        return data[-1], [(producer, first) for producer, first in aborted or ()]
 
     async def committed(self, group: str, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Committed]:
         """Return what *group* committed; partitions without a commit are left out."""

@@ -27,6 +27,7 @@ from msgbus_kafka._begin import TimeOf, begin
 from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._errors import broker_error
+from msgbus_kafka._fetch import Fetch
 from msgbus_kafka._offsets import METADATA_LIMIT
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
@@ -44,6 +45,8 @@ _REQUEST_MS = _REBALANCE_MS + 5_000
 """Joining a group is one request that lasts as long as the rebalance."""
 _NEVER_MS = 2**31 - 1
 _RETRY = 0.5
+_SLOW = 0.2
+"""Seconds without room after which the handlers are taken for slow, so that there is no hurry to fetch more."""
 _CANCEL_TIMEOUT = 4.0
 
 
@@ -111,7 +114,9 @@ class GroupConsumer:
         self._paused: set[TopicPartition] = set()
         self._consumer: Any = None
         self._closing = False
+        self._largest = max(1024 * 1024, options.max_body + 128 * 1024)
         self._limit = METADATA_LIMIT
+        self._uncommitted = False
         self._wake = asyncio.Event()
         self._adopted = asyncio.Event()
         self._resolved = asyncio.Event()
@@ -165,7 +170,7 @@ class GroupConsumer:
             request_timeout_ms=_REQUEST_MS,
             # Slow handlers do not stop the polling, so a limit on it would only throw out members that wait for room.
             max_poll_interval_ms=_NEVER_MS,
-            max_partition_fetch_bytes=max(1024 * 1024, options.max_body + 128 * 1024),
+            max_partition_fetch_bytes=self._largest,
             # New partitions and topics that were made anew are noticed at the latest after this time.
             metadata_max_age_ms=5_000 if membership.pattern else 10_000,
         )
@@ -182,7 +187,7 @@ class GroupConsumer:
             try:
                 if self._consumer is None:
                     self._consumer = await self._connect()
-                await self._poll(self._consumer)
+                await self._poll(self._consumer, Fetch(self._consumer, self._cluster, self._largest))
             except kafka.ConsumerStoppedError:
                 return
             except Exception as exc:  # noqa: BLE001 - whatever broke the consumer, a new one takes its place
@@ -201,22 +206,30 @@ class GroupConsumer:
             await stop_consumer(consumer)
         await asyncio.sleep(_RETRY)
 
-    async def _poll(self, consumer: Any) -> None:
+    async def _poll(self, consumer: Any, fetch: Fetch) -> None:
         while not self._closing:
             room = self._room()
             if room <= 0:
-                self._wake.clear()
-                await self._wake.wait()
+                await self._wait_for_room(fetch)
                 continue
             self._pause_full(consumer)
             # Never cancelled: that would lose what it is about to return.
-            for tp, records in (await consumer.getmany(timeout_ms=_POLL_MS, max_records=room)).items():
+            for tp, records in (await fetch.many(_POLL_MS, room)).items():
                 partition = self.partitions.get(tp)
                 if partition is None:
                     continue  # not adopted yet; its position is set when it is
                 if records[0].offset < partition.tracker.next:
                     partition = self._start_over(partition, records[0].offset)
                 self._deliver(partition, records)
+
+    async def _wait_for_room(self, fetch: Fetch) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(_SLOW):
+                await self._wake.wait()
+        except TimeoutError:
+            fetch.rest()
+            await self._wake.wait()
 
     def wake(self) -> None:
         """Look again whether there is room."""
@@ -333,7 +346,7 @@ class GroupConsumer:
 
     async def _commit_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(_COMMIT_EVERY)
+            await asyncio.sleep(_RETRY if self._uncommitted else _COMMIT_EVERY)
             await self.flush()
 
     async def _commit(self, partitions: Mapping[TopicPartition, Partition]) -> None:
@@ -348,12 +361,14 @@ class GroupConsumer:
                 async with asyncio.timeout(_COMMIT_TIMEOUT):
                     await consumer.commit(offsets)
             except (kafka.KafkaError, TimeoutError, OSError) as exc:
+                self._uncommitted = True
                 for partition in dirty:
                     partition.dirty = True
                 if isinstance(exc, kafka.OffsetMetadataTooLargeError):
                     self._limit //= 2
                 _log.debug("not committed for %s: %r", self._membership.group, exc)
             else:
+                self._uncommitted = False
                 for partition in dirty:
                     partition.was_confirmed()
 

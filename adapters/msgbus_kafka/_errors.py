@@ -16,7 +16,7 @@ from msgbus.errors import (
     Unroutable,
 )
 
-__all__ = ["NotNow", "Unconfirmed", "broker_error", "ends_producer", "publish_error"]
+__all__ = ["NotNow", "TopicGone", "Unconfirmed", "broker_error", "ends_producer", "publish_error"]
 
 _DENIED = (
     kafka.AuthenticationFailedError,
@@ -51,6 +51,10 @@ class NotNow(NotSent):
     retryable = True
 
 
+class TopicGone(kafka.UnknownTopicOrPartitionError):  # type: ignore[misc] # the base class has no types
+    """A topic was deleted while a batch for it was on its way."""
+
+
 def broker_error(exc: BaseException, doing: str) -> BrokerError:
     """Return our error for what a client call other than a publish raised."""
     if isinstance(exc, BrokerError):
@@ -71,6 +75,8 @@ def ends_producer(exc: BaseException | None) -> bool:
     An idempotent producer numbers its records, and the library does not take back the numbers of a batch that the
     broker refused for good: whatever follows in that partition is refused as out of order.
     """
+    if isinstance(exc, TopicGone):
+        return True  # it would deliver the batch after all, should somebody make the topic again
     refused = isinstance(exc, kafka.BrokerResponseError) and not exc.retriable
     # A bare KafkaError is what the library's sender leaves behind when it crashes.
     return refused or isinstance(exc, kafka.ProducerFenced | kafka.ProducerClosed) or type(exc) is kafka.KafkaError

@@ -14,7 +14,7 @@ from msgbus.adapter import Ack, Outcome, SubscribeOptions
 from msgbus.errors import BrokerError
 from msgbus_kafka._producer import Producer, Record
 from msgbus_kafka._subscription import KafkaSubscription
-from msgbus_kafka._wire import to_headers
+from msgbus_kafka._wire import encode_key
 
 __all__ = ["FORWARDING", "Forwarder"]
 
@@ -60,9 +60,7 @@ class Forwarder:
                 _log.warning("cannot forward to %r, trying again: %s", self._topic, exc)
                 await asyncio.sleep(_RETRY)
                 continue
-            records = [
-                Record(self._topic, message.body, to_headers(message.headers), message.raw.key) for message in due
-            ]
+            records = [Record(self._topic, message.body, message.headers, encode_key(message.key)) for message in due]
             pending = list(zip(due, records, strict=True))
             while pending:
                 await self._producer.send([record for _, record in pending])

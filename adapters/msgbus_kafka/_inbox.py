@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from msgbus.adapter import Received
 from msgbus_kafka._begin import to_position
+from msgbus_kafka._fetch import consumer_record
 from msgbus_kafka._wire import decode_key, from_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from aiokafka import ConsumerRecord
 
     from msgbus_kafka._partition import Partition
 
@@ -29,33 +32,64 @@ __all__ = ["Entry", "Inbox"]
 class Entry(Received):
     """A fetched record, and the message that is handed out for it: one object, since there is one per message.
 
+    What few ask for is made when it is asked for.
+
     Attributes:
+        record: The record as it was parsed.
         number: Its place in the order of arrival.
         partition: Where it is from.
         due: Not to be handed out before, in seconds since 1970; 0 for at once.
+        aside: Whether it is in another topic than the channel's, where it has no position.
         laned: Whether it waits in its key's lane.
         settled: True once it is finished, moved or has come back as a new entry.
     """
 
-    __slots__ = ("due", "laned", "number", "partition", "settled")
+    __slots__ = ("_headers", "aside", "due", "laned", "number", "partition", "record", "settled")
+
+    deliveries = 0
+    receipt = None
 
     def __init__(
         self, number: int, partition: Partition, record: Any, channel: str, headers: dict[str, str] | None = None
     ) -> None:
         self.body = record.value or b""
-        self.headers = from_headers(record.headers) if headers is None else headers
-        self.deliveries = 0
+        key = record.key
+        self.key = None if key is None else decode_key(key)
         self.channel = channel
-        self.key = None if record.key is None else decode_key(record.key)
-        self.time = record.timestamp / 1000
-        self.position = to_position(record.partition, record.offset)
-        self.receipt = None
-        self.raw = record
+        self.record = record
         self.number = number
         self.partition = partition
         self.due = 0.0
+        self.aside = False
         self.laned = False
         self.settled = False
+        self._headers = headers
+
+    @property
+    def headers(self) -> dict[str, str]:  # type: ignore[override]
+        """The record's headers as text."""
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = from_headers(self.record.headers)
+        return headers
+
+    @property
+    def time(self) -> float:  # type: ignore[override]
+        """The record's time."""
+        return float(self.record.timestamp) / 1000
+
+    @property
+    def position(self) -> int | None:  # type: ignore[override]
+        """Partition and offset in one number."""
+        return None if self.aside else to_position(self.partition.tp.partition, self.record.offset)
+
+    @property
+    def raw(self) -> ConsumerRecord[bytes, bytes]:
+        """The library's record."""
+        return consumer_record(self.partition.tp, self.record)
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.partition} {self.record.offset}>"
 
     def __lt__(self, other: Entry) -> bool:
         return self.number < other.number

@@ -133,6 +133,19 @@ class OffsetTracker:
             self.waiting.pop(offset, None)
         return True
 
+    def finish_all(self, offsets: Sequence[int]) -> None:
+        """Mark several *offsets* finished."""
+        low = self._low - self._base
+        end = low + len(offsets)
+        if self._starts or self.waiting or self._offsets[low:end] != offsets:
+            for offset in offsets:
+                self.finish(offset)
+            return
+        self._done[low:end] = b"\1" * len(offsets)  # the usual case: the lowest ones, in order
+        self._low += len(offsets)
+        self.unfinished -= len(offsets)
+        self._compact()
+
     def _finish(self, index: int) -> None:
         self._done[index - self._base] = 1
         self.unfinished -= 1

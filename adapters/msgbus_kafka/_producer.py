@@ -20,8 +20,9 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.partitioner import murmur2
 
 from msgbus.errors import BrokerError, BrokerUnavailable, PublishError, PublishTimeout, Unroutable
-from msgbus_kafka._errors import NotNow, broker_error, ends_producer, publish_error
+from msgbus_kafka._errors import NotNow, TopicGone, broker_error, ends_producer, publish_error
 from msgbus_kafka._options import Options
+from msgbus_kafka._wire import to_headers
 
 __all__ = ["Producer", "Record"]
 
@@ -30,10 +31,16 @@ _BATCH = 512 * 1024
 """The largest record batch in bytes. Larger would meet the broker's limit of 1 MiB, smaller waits for more replies."""
 _REQUEST_TIMEOUT_MS = 15_000
 _STOP_TIMEOUT = 5.0
+_DOUBT = 3.0
+"""Seconds without an answer after which it is asked whether the topic still exists."""
 
 
 class Record:
-    """One record on its way out, and what became of it."""
+    """One record on its way out, and what became of it.
+
+    Its headers become bytes as late as possible: thousands of records wait at once, and what is small and many costs
+    the garbage collector more than the work itself.
+    """
 
     __slots__ = ("error", "headers", "key", "partition", "topic", "value")
 
@@ -41,7 +48,7 @@ class Record:
         self,
         topic: str,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes | None]],
+        headers: Mapping[str, str],
         key: bytes | None = None,
         partition: int | None = None,
     ) -> None:
@@ -188,7 +195,7 @@ class Producer:
 
     async def _conclude(self, producer: Any, tp: TopicPartition, future: Any, records: Sequence[Record]) -> None:
         try:
-            await asyncio.shield(future)
+            await self._answer(tp.topic, future)
         except kafka.MessageSizeTooLargeError as exc:
             await self._sort_out(producer, tp, records, exc)
         except kafka.KafkaError as exc:
@@ -196,6 +203,17 @@ class Producer:
         else:
             for record in records:
                 record.error = None
+
+    async def _answer(self, topic: str, future: Any) -> None:
+        """Wait for a batch; raises what became of it.
+
+        The library tries a topic that was deleted again for ever, several times a second.
+        """
+        while not (await asyncio.wait([future], timeout=_DOUBT))[0]:
+            with contextlib.suppress(BrokerError):  # nobody can tell now
+                if not await self._exists(topic):
+                    raise TopicGone(f"{topic} was deleted")
+        future.result()
 
     async def _sort_out(self, producer: Any, tp: TopicPartition, records: Sequence[Record], exc: Exception) -> None:
         """Send a refused batch's records one by one: the topic's limit is for batches, one may be to blame."""
@@ -262,7 +280,7 @@ def _fill(batch: Any, records: Sequence[Record], start: int) -> int:
         if size > _BATCH and index > start:
             batch.close()
             return index
-        if append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
+        if append(timestamp=None, key=record.key, value=record.value, headers=to_headers(record.headers)) is None:
             return index
     batch.close()
     return len(records)

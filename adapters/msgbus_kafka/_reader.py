@@ -14,6 +14,7 @@ from msgbus.errors import ConfigError
 from msgbus_kafka._begin import from_position, to_position
 from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import EARLIEST, LATEST, Cluster, Committed
+from msgbus_kafka._fetch import Fetch, consumer_record
 from msgbus_kafka._offsets import Run, decode_progress
 from msgbus_kafka._wire import CHANNEL, DUE, decode_key, from_headers
 
@@ -35,7 +36,7 @@ class Reader:
     def __init__(self, cluster: Cluster, connection: Mapping[str, Any], largest: int) -> None:
         self._cluster = cluster
         self._connection = dict(connection)
-        self._largest = largest
+        self._largest = largest + 128 * 1024
 
     async def browse(
         self, topic: str, group: str | None, *, limit: int, after: str | None, channel: str
@@ -54,10 +55,10 @@ class Reader:
                 if tp.partition == from_partition:
                     start = max(start, from_offset + 1)
                 finished = decode_progress(mark.offset, mark.metadata).finished if mark else ()
-                async for record in _records(consumer, tp, start, last[tp]):
+                async for record in self._records(consumer, tp, start, last[tp]):
                     if any(run[0] <= record.offset < run[1] for run in finished):
                         continue
-                    found.append(_browsed(record, channel))
+                    found.append(_browsed(tp, record, channel))
                     if len(found) >= limit:
                         break
         return found
@@ -68,7 +69,7 @@ class Reader:
             return None
         first, last, _ = await self._bounds([tp], None)
         async with self._consumer() as consumer:
-            async for record in _records(consumer, tp, max(offset, first[tp]), last[tp]):
+            async for record in self._records(consumer, tp, max(offset, first[tp]), last[tp]):
                 return int(record.timestamp)
         return None
 
@@ -104,7 +105,7 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            max_partition_fetch_bytes=self._largest + 128 * 1024,
+            max_partition_fetch_bytes=self._largest,
             fetch_max_wait_ms=100,
         )
         await start_consumer(consumer, "starting to browse")
@@ -113,23 +114,23 @@ class Reader:
         finally:
             await stop_consumer(consumer)
 
+    async def _records(self, consumer: Any, tp: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:
+        """Yield the records of a partition from *start* up to *end*."""
+        if start >= end:
+            return
+        consumer.assign([tp])
+        consumer.seek(tp, start)
+        fetch = Fetch(consumer, self._cluster, self._largest)
+        quiet_since = time.monotonic()
+        while await consumer.position(tp) < end and time.monotonic() - quiet_since < _PATIENCE:
+            for record in (await fetch.many(500)).get(tp, ()):
+                quiet_since = time.monotonic()
+                if record.offset >= end:
+                    return
+                yield record
 
-async def _records(consumer: Any, tp: TopicPartition, start: int, end: int) -> AsyncIterator[Any]:
-    """Yield the records of a partition from *start* up to *end*."""
-    if start >= end:
-        return
-    consumer.assign([tp])
-    consumer.seek(tp, start)
-    quiet_since = time.monotonic()
-    while await consumer.position(tp) < end and time.monotonic() - quiet_since < _PATIENCE:
-        for record in (await consumer.getmany(timeout_ms=500)).get(tp, ()):
-            quiet_since = time.monotonic()
-            if record.offset >= end:
-                return
-            yield record
 
-
-def _browsed(record: Any, channel: str) -> Received:
+def _browsed(tp: TopicPartition, record: Any, channel: str) -> Received:
     headers = from_headers(record.headers)
     headers.pop(DUE, None)
     return Received(
@@ -138,8 +139,8 @@ def _browsed(record: Any, channel: str) -> Received:
         channel=headers.pop(CHANNEL, "") or channel,
         key=decode_key(record.key),
         time=record.timestamp / 1000,
-        position=to_position(record.partition, record.offset),
-        raw=record,
+        position=to_position(tp.partition, record.offset),
+        raw=consumer_record(tp, record),
     )
 
 

@@ -22,7 +22,7 @@ from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import LATEST, Cluster
 from msgbus_kafka._errors import broker_error
 from msgbus_kafka._producer import Record
-from msgbus_kafka._wire import from_headers, to_headers
+from msgbus_kafka._wire import from_headers
 
 __all__ = ["ReplySubscription", "reply_record"]
 
@@ -37,7 +37,7 @@ def reply_record(address: str, body: bytes, headers: Mapping[str, str]) -> Recor
     partition, slash, name = rest.partition("/")
     if not slash or not partition.isdecimal():
         raise Unroutable(f"{address!r} is not a Kafka reply address: topic/partition/name")
-    return Record(topic, body, to_headers(headers), name.encode(), int(partition))
+    return Record(topic, body, headers, name.encode(), int(partition))
 
 
 class ReplySubscription(Subscription):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ from msgbus_kafka._offsets import Waiting
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
 from msgbus_kafka._producer import Producer, Record
-from msgbus_kafka._wire import CHANNEL, DUE, to_headers
+from msgbus_kafka._wire import CHANNEL, DUE
 
 __all__ = ["KafkaSubscription", "Route"]
 
@@ -153,10 +154,10 @@ class KafkaSubscription(Subscription):
 
     def _entry(self, partition: Partition, record: Any) -> Entry:
         """Return the entry of a record that may have to wait: for its time, or for its next attempt."""
-        entry = Entry(next(self._inbox.number), partition, record, self._channel(record.topic))
+        entry = Entry(next(self._inbox.number), partition, record, self._channel(partition.tp.topic))
         headers = entry.headers
-        if record.topic in self._route.side:
-            entry.position = None
+        if partition.tp.topic in self._route.side:
+            entry.aside = True
             entry.channel = headers.pop(CHANNEL, "") or entry.channel
             entry.due = _number(headers.pop(DUE, ""))
         if (state := partition.tracker.waiting.get(record.offset)) is not None:
@@ -218,19 +219,23 @@ class KafkaSubscription(Subscription):
         """Settle messages; see `Subscription.settle`."""
         results: list[SettleError | None] = [None] * len(outcomes)
         moves: list[tuple[int, Entry, Record]] = []
+        finished: defaultdict[Partition, list[int]] = defaultdict(list)
         for index, outcome in enumerate(outcomes):
             entry = outcome.received
             assert isinstance(entry, Entry), "settle takes what this subscription handed out"
             if entry.settled or not entry.partition.live:
                 results[index] = _lost(entry)
             elif type(outcome) is Ack:
-                self._finish(entry)
+                entry.settled = True
+                finished[entry.partition].append(entry.record.offset)
             elif type(outcome) is DeadLetter:
                 moves.append((index, entry, self._copy(entry, self._route.dead, outcome.headers)))
             elif type(outcome) is Nack and (outcome.delay <= 0 or not self._route.retries):
                 self._put_back(entry, outcome)
             elif type(outcome) is Nack:
                 moves.append((index, entry, self._retry(entry, outcome)))
+        for partition, offsets in finished.items():
+            self._finish(partition, offsets)
         self._consumer.wake()
         if moves:
             await self._move(moves, results)
@@ -251,22 +256,21 @@ class KafkaSubscription(Subscription):
                 results[index] = error = SettleError(f"not moved to {record.topic!r}: {record.error}")
                 error.__cause__ = record.error
             else:
-                self._finish(entry)
+                entry.settled = True
+                self._finish(entry.partition, [entry.record.offset])
 
-    def _finish(self, entry: Entry) -> None:
-        partition = entry.partition
-        entry.settled = True
-        partition.tracker.finish(entry.raw.offset)
+    def _finish(self, partition: Partition, offsets: Sequence[int]) -> None:
+        partition.tracker.finish_all(offsets)
         partition.dirty = True
-        partition.in_flight -= 1
-        self._in_flight -= 1
+        partition.in_flight -= len(offsets)
+        self._in_flight -= len(offsets)
 
     def _put_back(self, entry: Entry, nack: Nack) -> None:
         """Let a message come again from memory, without losing its place or its attempts."""
-        partition, offset = entry.partition, entry.raw.offset
+        partition, offset = entry.partition, entry.record.offset
         now = self._clock.now()
-        again = Entry(entry.number, partition, entry.raw, entry.channel, nack.headers or entry.headers)
-        again.position = entry.position
+        again = Entry(entry.number, partition, entry.record, entry.channel, nack.headers or entry.headers)
+        again.aside = entry.aside
         again.due = now + nack.delay if nack.delay > 0 else 0.0
         entry.settled = True
         partition.in_flight -= 1
@@ -284,7 +288,7 @@ class KafkaSubscription(Subscription):
 
     def _copy(self, entry: Entry, topic: str, headers: Mapping[str, str]) -> Record:
         # The record's own key: on a keyed channel the copy must come to whoever has the key.
-        return Record(topic, entry.body, to_headers({**headers, CHANNEL: entry.channel}), entry.raw.key)
+        return Record(topic, entry.body, {**headers, CHANNEL: entry.channel}, entry.record.key)
 
 
 def _lost(entry: Entry) -> LeaseLost:

@@ -33,6 +33,7 @@ _TWO_WEEKS = str(14 * 86_400_000)
 _HOUR = str(3_600_000)
 _TEN_MINUTES = str(600_000)
 _PROPAGATION = 15.0
+_PAUSE = 0.25
 REPLY_PARTITIONS = 4
 
 
@@ -132,9 +133,9 @@ def _sides(source: Source, options: Options) -> list[Wanted]:
 
 def _waiting(topics: Iterable[str], address: Address, options: Options) -> list[Wanted]:
     # On a keyed channel a waiting message must come to the consumer that has its key's partition, so the topics are
-    # cut the same way and assigned alike.
+    # cut the same way and assigned alike. A pattern's are cut as a channel is that says nothing of its own.
     like = topic_of(address) if address.keyed and not is_pattern(address.name) else None
-    partitions = options.partitions or 1 if address.keyed else options.retry_partitions
+    partitions = options.partitions if address.keyed else options.retry_partitions
     return [
         Wanted(topic, initial={"retention.ms": _TWO_WEEKS}, initial_partitions=partitions, like=like)
         for topic in topics
@@ -225,9 +226,7 @@ async def _create(
         )
         for want in missing
     ]
-    if not new:
-        return
-    for topic, (error, message) in (await cluster.create(new)).items():
+    for topic, (error, message) in (await _try_to_create(cluster, new)).items():
         if error is kafka.TopicAlreadyExistsError:
             continue  # somebody else was faster; it is compared below
         if error is kafka.InvalidTopicError:
@@ -235,6 +234,23 @@ async def _create(
         if error in (kafka.TopicAuthorizationFailedError, kafka.ClusterAuthorizationFailedError):
             raise AccessDenied(f"not allowed to create the topic {topic!r}: {message}")
         raise TopologyError(f"the topic {topic!r} cannot be created: {message}")
+
+
+async def _try_to_create(cluster: Cluster, topics: list[NewTopic]) -> dict[str, tuple[type[kafka.KafkaError], str]]:
+    """Return what could not be created and why; brokers that are just starting, and so too few, are waited for."""
+    deadline = time.monotonic() + _PROPAGATION
+    failed: dict[str, tuple[type[kafka.KafkaError], str]] = {}
+    while topics:
+        found = await cluster.create(topics)
+        again = {name for name, (error, _) in found.items() if error is kafka.InvalidReplicationFactorError}
+        failed |= found
+        topics = [topic for topic in topics if topic.name in again and topic.replication <= 1]
+        if not topics or time.monotonic() > deadline:
+            break
+        for topic in topics:
+            del failed[topic.name]
+        await asyncio.sleep(_PAUSE)
+    return failed
 
 
 def _partitions_like(want: Wanted, existing: Mapping[str, TopicInfo]) -> int | None:

@@ -12,12 +12,13 @@ CHANNEL = "msgbus-channel"
 """On a waiting record: the channel it was published to."""
 
 Headers = list[tuple[str, bytes]]
+_encode, _decode = str.encode, bytes.decode  # looked up once: this is done for each header
 
 
 def to_headers(headers: Mapping[str, str]) -> Headers:
     """Return text headers as Kafka's."""
     try:
-        return [(name, value.encode()) for name, value in headers.items()]
+        return [(name, _encode(value)) for name, value in headers.items()]
     except UnicodeEncodeError:
         # A foreign producer wrote what is not UTF-8: it was read by `from_headers`, and becomes the same bytes again.
         return [(name, value.encode("utf-8", "surrogateescape")) for name, value in headers.items()]
@@ -26,8 +27,8 @@ def to_headers(headers: Mapping[str, str]) -> Headers:
 def from_headers(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
     """Return Kafka's headers as text; a null value is an empty one, and of equal names the last one counts."""
     try:
-        return {name: value.decode() for name, value in headers}  # type: ignore[union-attr] # rarely null, see below
-    except (UnicodeDecodeError, AttributeError):
+        return {name: _decode(value) for name, value in headers}  # type: ignore[arg-type] # rarely null, see below
+    except (UnicodeDecodeError, TypeError):
         return {name: (value or b"").decode("utf-8", "surrogateescape") for name, value in headers}
 
 

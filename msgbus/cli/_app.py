@@ -20,6 +20,7 @@ _COMMANDS = {
     "publish": "publish",
     "request": "publish",
     "tail": "tail",
+    "seek": "seek",
     "dlq": "dlq",
     "status": "status",
     "check": "check",

@@ -9,6 +9,8 @@ __all__ = ["configure_logs", "log"]
 
 log = logging.getLogger("msgbus")
 
+_TALKATIVE = ("aiokafka",)
+"""Client libraries that tell at INFO what we tell, too; ``--log-level info`` shows it all."""
 _COLOURS = {logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1", logging.DEBUG: "2"}
 
 
@@ -35,6 +37,9 @@ def configure_logs(level: str | None, worker: str = "") -> None:
         worker: The worker's number among several.
     """
     root = logging.getLogger()
+    if level is None and not root.handlers:
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
     if level is not None or not root.handlers:
         root.setLevel((level or "info").upper())
     if root.handlers:

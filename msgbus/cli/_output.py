@@ -146,9 +146,11 @@ def print_value(value: Any, encoding: str) -> None:
         out.print(Text(text))
 
 
-def print_message(message: Message, channel: str, report: Report | None = None) -> None:
+def print_message(
+    message: Message, channel: str, report: Report | None = None, position: int | str | None = None
+) -> None:
     """Print a message for people: what is known about it, and its body."""
-    data = message_data(message, channel)
+    data = message_data(message, channel) | {"position": position}
     body, encoding, headers = data.pop("body"), data.pop("body_encoding"), data.pop("headers")
     out = console()
     name = _visible(data.pop("id")) or "(no id)"
@@ -157,7 +159,7 @@ def print_message(message: Message, channel: str, report: Report | None = None) 
     if report is not None:
         facts |= _report_facts(report)
     for name, value in facts.items():
-        if value:
+        if value or value == 0:
             out.print(Text.assemble((f"  {name.replace('_', ' ')}: ", "cyan"), _visible(_one_line(str(value)))))
     if out.is_terminal or encoding == "hex":
         print_value(body, encoding)

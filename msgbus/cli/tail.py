@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +18,9 @@ from msgbus._session import Session
 from msgbus.adapter import Ack, Kind, Received, Source, Start, SubscribeOptions
 from msgbus.cli import _options as options
 from msgbus.cli._broker import execute, find, opened, split_label
-from msgbus.cli._errors import warn
+from msgbus.cli._errors import Misuse, warn
 from msgbus.cli._output import message_data, print_json, print_message
+from msgbus.cli._place import parse_start
 from msgbus.errors import BrokerUnavailable, MsgbusError, UnsupportedFeature
 
 app = typer.Typer()
@@ -28,11 +28,16 @@ app = typer.Typer()
 _LOOK = 0.5
 """Seconds between two looks at a queue; what comes and goes in between is not seen."""
 _PAGE = 100
-_ENDS: dict[str, Start] = {"earliest": "earliest", "latest": "latest"}
 
 Name = Annotated[str, typer.Argument(metavar="CHANNEL", help="A queue, topic, pattern or TOPIC@GROUP.")]
 From = Annotated[
-    str | None, typer.Option("--from", help="Where a topic begins: earliest, latest, a position, or a time.")
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="PLACE",
+        help="Where to begin on a topic: earliest, latest, a time (2026-11-21T06:00Z), or a position.",
+        show_default=False,
+    ),
 ]
 Show = Callable[[Received], bool]
 """Prints a message; returns whether it was the last one that was asked for."""
@@ -42,39 +47,25 @@ Show = Callable[[Received], bool]
 def tail(
     channel: Name,
     group: options.Group = None,
+    place: From = None,
     limit: options.Limit = None,
-    start: From = None,
     url: options.Url = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Show messages as they come, until Ctrl-C or --limit; nobody else misses any.
 
-    A topic is read through a group of its own, made for the time being: what is published from now on, or what the
-    broker keeps --from somewhere on. A queue, or a topic's group, is looked at twice a second where the broker can be
+    A topic is read through a group of its own, made for the time being: what is published from now on, or --from
+    another place in the broker's log. A queue, or a topic's group, is looked at twice a second where the broker can be
     browsed: what waits there, from the oldest on.
 
     Example: msgbus tail 'order.*' --json | jq .body
     """
     name, group = split_label(channel, group)
-    begin = None if start is None else _start(start)
-    execute(_tail(name, group, _printer(limit, as_json=as_json), begin, url))
+    start = None if place is None else parse_start(place)
+    execute(_tail(name, group, start, _printer(limit, as_json=as_json), url))
 
 
-def _start(text: str) -> Start:
-    """Return where --from says to begin."""
-    if text in _ENDS:
-        return _ENDS[text]
-    if text.isdecimal():
-        return int(text)
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        raise typer.BadParameter(
-            f"takes earliest, latest, a position or a time like 2026-11-21T09:30, got {text!r}", param_hint="--from"
-        ) from None
-
-
-async def _tail(name: str, group: str | None, show: Show, start: Start | None, url: str | None) -> None:
+async def _tail(name: str, group: str | None, start: Start | None, show: Show, url: str | None) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -84,7 +75,7 @@ async def _tail(name: str, group: str | None, show: Show, start: Start | None, u
             if channel.kind is Kind.TOPIC and group is None:
                 await _listen(session, channel, start, show)
             elif start is not None:
-                raise UnsupportedFeature("tail", f"--from on {name}", "only topics keep what was consumed")
+                raise Misuse("--from is for topics; queues and groups are shown from their oldest message")
             else:
                 await _look(session, channel, group, show)
     except asyncio.CancelledError:
@@ -112,12 +103,15 @@ async def _look(session: Session, channel: Channel[Any], group: str | None, show
 
 async def _listen(session: Session, channel: Channel[Any], start: Start | None, show: Show) -> None:
     connection, source = await session.source(channel, f"tail-{os.getpid()}-{new_id()[:6]}")
-    if start is not None and not connection.adapter.capabilities.replay:
-        raise UnsupportedFeature(connection.adapter.name, "replay", "tail without --from")
+    adapter = connection.adapter
+    if adapter.capabilities.replay:
+        start = start or "latest"  # a log's new group may begin at its first message
+    elif start is not None:
+        raise UnsupportedFeature(adapter.name, "replay", f"{channel!r} can only be read from now on")
     await connection.declare(sources=[source])
     try:
-        how = SubscribeOptions(prefetch=_PAGE, lease=session.settings.lease, start=start)
-        await _receive(connection, source, how, show)
+        lease = session.settings.lease
+        await _receive(connection, source, SubscribeOptions(prefetch=_PAGE, lease=lease, start=start), show)
     finally:
         await _remove(connection, source)
 
@@ -160,9 +154,9 @@ def _printer(limit: int | None, *, as_json: bool) -> Show:
         shown += 1
         message = Message.from_wire(received.body, received.headers, received.key)
         if as_json:
-            print_json(message_data(message, received.channel))
+            print_json(message_data(message, received.channel) | {"position": received.position})
         else:
-            print_message(message, received.channel)
+            print_message(message, received.channel, position=received.position)
         return shown == limit
 
     return show

@@ -7,7 +7,7 @@ import socket
 import urllib.request
 from pathlib import Path
 
-__all__ = ["HOST", "exchange", "free_port", "http_status"]
+__all__ = ["HOST", "exchange", "free_port", "free_ports", "http_status"]
 
 HOST = "127.0.0.1"
 _LOWEST = 15000
@@ -20,16 +20,24 @@ def free_port() -> int:
     It lies below the range that the kernel hands to outgoing connections: there, a client that keeps reconnecting to a
     stopped broker sooner or later gets the broker's own port as its source and connects to itself.
     """
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return *count* different ports, as `free_port` has it: two single calls may choose the same one."""
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = range(_LOWEST, max(first_ephemeral, _LOWEST + 5000))
-    for port in random.sample(candidates, k=200):
+    found: list[int] = []
+    for port in random.sample(candidates, k=200 + count):
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            return port
-    raise OSError(f"200 ports tried between {candidates.start} and {candidates.stop}, none is free")
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"{len(found)} of {count} ports between {candidates.start} and {candidates.stop} found free")
 
 
 def exchange(port: int, request: bytes, size: int) -> bytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from typing import ClassVar
 
 from msgbus.testing.faults import FaultProxy
 from scripts.brokers._broker import Launch, run_step
 from scripts.brokers._java import JavaBroker
-from scripts.brokers._net import HOST, exchange, free_port
+from scripts.brokers._net import HOST, exchange, free_ports
 
 __all__ = ["Kafka"]
 
@@ -25,12 +26,15 @@ class Kafka(JavaBroker):
         "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",  # without it the server logs nothing
     )
     heap = "512m"
+    extra: ClassVar[tuple[str, ...]] = ()
+    """Names of listeners that a subclass adds; `ports` has their ports."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.port, self._controller_port = free_port(), free_port()
         # Clients go where the broker tells them to: those that come through a proxy have to be told the proxy's port.
-        self._behind_proxy_port, self._proxy_port = free_port(), free_port()
+        ports = free_ports(4 + len(self.extra))
+        self.port, self._controller_port, self._behind_proxy_port, self._proxy_port, *more = ports
+        self.ports = dict(zip(self.extra, more, strict=True))
         self.url = f"kafka://{HOST}:{self.port}"
 
     def proxy(self) -> FaultProxy:
@@ -78,8 +82,8 @@ group.initial.rebalance.delay.ms=0
 # Clients may ask for short sessions, so that a killed consumer's partitions move within a test's patience.
 group.min.session.timeout.ms=1000
 # After a SIGKILL the node has to wait until its former self has expired: nine seconds by default.
-broker.session.timeout.ms=2000
-broker.heartbeat.interval.ms=250
+broker.session.timeout.ms=4000
+broker.heartbeat.interval.ms=500
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.brokers._broker import Broker, Launch
 from scripts.brokers._install import pip_install
-from scripts.brokers._net import HOST, exchange, free_port
+from scripts.brokers._net import HOST, exchange, free_ports
 
 __all__ = ["NATS"]
 
@@ -23,7 +23,7 @@ class NATS(Broker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.port, self.monitor_port = free_port(), free_port()
+        self.port, self.monitor_port = free_ports(2)
         self.url = f"nats://{HOST}:{self.port}"
 
     @classmethod

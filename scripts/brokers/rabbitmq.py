@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.brokers._broker import Broker, Launch, run_step
 from scripts.brokers._install import apt_install
-from scripts.brokers._net import HOST, exchange, free_port
+from scripts.brokers._net import HOST, exchange, free_ports
 
 __all__ = ["RabbitMQ"]
 
@@ -23,7 +23,7 @@ class RabbitMQ(Broker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.port, self._dist_port, self._epmd_port = free_port(), free_port(), free_port()
+        self.port, self._dist_port, self._epmd_port = free_ports(3)
         self.url = f"amqp://guest:guest@{HOST}:{self.port}/"
         self._node = f"msgbus{self.port}@localhost"
 

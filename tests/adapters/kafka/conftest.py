@@ -29,7 +29,8 @@ from scripts.brokers.fixtures import brokers
 
 __all__ = ["brokers"]
 
-DEADLINE = 60.0
+DEADLINE = 240.0
+"""Generous, like all that follow: they cost nothing where all is well, and the machine may be busy."""
 
 
 class Kit:
@@ -44,8 +45,8 @@ class Kit:
         asyncio.run(asyncio.wait_for(test, timeout))
 
     @asynccontextmanager
-    async def adapter(self, *declare, query="", url=None, provision=Provision.CREATE, service="tests"):
-        text = f"{url or self.broker.url}?partitions=4&session_timeout=6{query}"
+    async def adapter(self, *declare, partitions=4, query="", url=None, provision=Provision.CREATE, service="tests"):
+        text = f"{url or self.broker.url}?partitions={partitions}&session_timeout=6{query}"
         config = AdapterConfig(service=service, instance=secrets.token_hex(4), provision=provision)
         adapter = KafkaAdapter(BusURL.parse(text), config)
         await adapter.open()
@@ -86,7 +87,7 @@ class Kit:
         return await adapter.subscribe(source, SubscribeOptions(**options))
 
     @staticmethod
-    async def take(subscription, count, within=20.0):
+    async def take(subscription, count, within=90.0):
         got, deadline = [], time.monotonic() + within
         while len(got) < count:
             left = deadline - time.monotonic()
@@ -94,13 +95,13 @@ class Kit:
             got += await subscription.receive(count - len(got), min(left, 0.5))
         return got
 
-    async def drain(self, subscription, count, within=20.0):
+    async def drain(self, subscription, count, within=90.0):
         got = await self.take(subscription, count, within)
         assert [None] * count == list(await subscription.settle([Ack(message) for message in got]))
         return got
 
     @staticmethod
-    async def until(condition, within=20.0):
+    async def until(condition, within=90.0):
         deadline = time.monotonic() + within
         while not condition():
             assert time.monotonic() < deadline, "it never became true"

@@ -27,7 +27,7 @@ def entry(inbox, partition, offset, key=None, due=0.0):
 
 
 def returned(old, due=0.0):
-    again = Entry(old.number, old.partition, old.raw, "t", old.headers)
+    again = Entry(old.number, old.partition, old.record, "t", old.headers)
     again.due = due
     old.settled = True
     return again
@@ -67,9 +67,9 @@ def test_a_key_never_overtakes_itself_and_nothing_is_early_or_lost(data):
         done += sorted(out, key=lambda e: e.number)
         out.clear()
 
-    assert sorted(e.raw.offset for e in done) == list(range(offset))
+    assert sorted(e.record.offset for e in done) == list(range(offset))
     for key in ("a", "b"):
-        of_key = [e.raw.offset for e in done if e.key == key]
+        of_key = [e.record.offset for e in done if e.key == key]
         assert of_key == sorted(of_key)
     assert len(inbox) == 0
     assert inbox.take(10, now + 100) == []
@@ -83,8 +83,8 @@ def test_a_delayed_head_holds_back_its_key_and_no_other():
     (head,) = inbox.take(1, now=0.0)
     inbox.put_back(returned(head, due=5.0))
 
-    assert [e.raw.offset for e in inbox.take(10, now=4.9)] == [2]
-    assert [e.raw.offset for e in inbox.take(10, now=5.0)] == [0, 1]
+    assert [e.record.offset for e in inbox.take(10, now=4.9)] == [2]
+    assert [e.record.offset for e in inbox.take(10, now=5.0)] == [0, 1]
 
 
 def test_a_full_hand_leaves_the_rest_of_a_lane_for_the_next():
@@ -94,7 +94,7 @@ def test_a_full_hand_leaves_the_rest_of_a_lane_for_the_next():
     for old in inbox.take(5, now=0.0):
         inbox.put_back(returned(old))
 
-    assert [[e.raw.offset for e in inbox.take(2, now=0.0)] for _ in range(3)] == [[0, 1], [2, 3], [4]]
+    assert [[e.record.offset for e in inbox.take(2, now=0.0)] for _ in range(3)] == [[0, 1], [2, 3], [4]]
 
 
 def test_without_keys_what_comes_back_passes_what_is_fetched_later():
@@ -105,7 +105,7 @@ def test_without_keys_what_comes_back_passes_what_is_fetched_later():
     for old in reversed(first):
         inbox.put_back(returned(old))
 
-    assert [e.raw.offset for e in inbox.take(10, now=0.0)] == [0, 1, 2, 3]
+    assert [e.record.offset for e in inbox.take(10, now=0.0)] == [0, 1, 2, 3]
 
 
 def test_what_waits_comes_when_it_is_due_whatever_came_before():
@@ -113,7 +113,7 @@ def test_what_waits_comes_when_it_is_due_whatever_came_before():
     for offset, due in enumerate([30.0, 10.0, 20.0]):
         inbox.put(entry(inbox, partition, offset, due=due))
 
-    assert [[e.raw.offset for e in inbox.take(10, now)] for now in (9.9, 10.0, 25.0, 30.0)] == [[], [1], [2], [0]]
+    assert [[e.record.offset for e in inbox.take(10, now)] for now in (9.9, 10.0, 25.0, 30.0)] == [[], [1], [2], [0]]
 
 
 def test_the_entries_of_a_lost_partition_are_forgotten():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from aiokafka import TopicPartition
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from msgbus.adapter import DEAD, ID, Address, DeadLetter, Kind, Nack, Source
 
@@ -59,6 +61,44 @@ def test_bytes_that_are_not_text_survive_a_retry_and_a_dead_letter(kit):
             (dead,) = await adapter.browse(source.dead_letters, limit=10)
             assert (dead.raw.key, dict(dead.raw.headers)["raw"]) == (b"\xff\xfe", raw)
             assert dead.headers == {"raw": raw.decode("utf-8", "surrogateescape"), DEAD: "{}"}
+
+    kit.run(main())
+
+
+class NotText(str):
+    """A header name as a producer in C may write it."""
+
+    __slots__ = ()
+
+    def encode(self, *_):
+        return b"na\xffme"
+
+
+@pytest.mark.parametrize("compression", [0, 1])
+def test_header_names_that_are_not_text_are_escaped(kit, compression):
+    """They stop neither their own batch nor the partition, and what stands around them arrives once."""
+
+    async def main():
+        source = kit.queue(partitions=1)
+        async with kit.adapter(source) as adapter, kit.producer() as plain:
+
+            async def send(*names):
+                batch = plain.create_batch()
+                batch._builder = _DefaultRecordBatchBuilderPy(2, compression, 0, -1, -1, -1, 1 << 16)
+                for name in names:
+                    batch.append(key=None, value=b"x", timestamp=None, headers=[(name, b"1")])
+                await (await plain.send_batch(batch, source.address.name, partition=0))
+
+            for names in (["one", "two"], ["three", NotText("?"), "five"], ["six"]):
+                await send(*names)
+            assert len(await adapter.browse(source, limit=10)) == 6
+            subscription = await kit.subscribe(adapter, source)
+            got = await kit.drain(subscription, 6)
+            assert [next(iter(m.headers)) for m in got] == ["one", "two", "three", r"na\xffme", "five", "six"]
+            await send("seven")
+            assert [next(iter(m.headers)) for m in await kit.drain(subscription, 1)] == ["seven"]
+            assert await subscription.receive(1, 0.5) == []
+            assert (await adapter.stats(source)).ready == 0
 
     kit.run(main())
 

@@ -15,7 +15,7 @@ from msgbus.adapter import AdapterConfig, Address, BusURL, Kind, Outgoing, Sourc
 from msgbus.errors import AccessDenied, BrokerUnavailable, ConfigError
 from msgbus_kafka import KafkaAdapter
 from scripts.brokers._broker import run_step
-from scripts.brokers._net import HOST, free_port
+from scripts.brokers._net import HOST
 from scripts.brokers.fixtures import unavailable
 from scripts.brokers.kafka import _CLUSTER, Kafka
 
@@ -26,10 +26,11 @@ JAAS = "org.apache.kafka.common.security"
 class SecureKafka(Kafka):
     """Listens for each way to log in on a port of its own."""
 
+    extra = ("PLAINSASL", "SCRAM", "OAUTH", "TLS", "TLSSASL")
+
     def __init__(self, certificates):
         super().__init__()
         self.certificates = certificates
-        self.ports = {name: free_port() for name in ("PLAINSASL", "SCRAM", "OAUTH", "TLS", "TLSSASL")}
 
     def _prepare(self):
         super()._prepare()
@@ -103,7 +104,7 @@ def secure(tmp_path_factory):
 
 async def unsecured_token() -> str:
     """Return a token as brokers without an authority take it."""
-    now = time.time()
+    now = time.time() - 5  # the broker does not take tokens from the future, not even from its millisecond's end
 
     def part(value):
         return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
@@ -195,3 +196,15 @@ def test_servers_of_a_url():
     assert adapter._connection["bootstrap_servers"] == ["one:9092", "two:9093", "[::1]:9094"]
     bare = KafkaAdapter(BusURL.parse("kafka://"), AdapterConfig())
     assert bare._connection["bootstrap_servers"] == ["localhost:9092"]
+
+
+async def refused_token() -> str:
+    """Return a token of which the broker can make nothing."""
+    return "no.token.atall"
+
+
+def test_a_refused_token_is_told_at_once(secure):
+    """The library takes the broker's refusal of a token for its consent; we do not."""
+    query = "?sasl=oauthbearer&token=tests.adapters.kafka.test_security:refused_token"
+    with pytest.raises(AccessDenied, match=f"{HOST}:{secure.ports['OAUTH']}"):
+        asyncio.run(round_trip(f"kafka://{HOST}:{secure.ports['OAUTH']}{query}"))
