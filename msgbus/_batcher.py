@@ -47,9 +47,8 @@ class Batcher(Generic[Item]):
     def extend(self, items: Iterable[Item]) -> None:
         """Add several items that stay together as far as *max_batch* allows."""
         self._pending.extend(items)
-        if self._pending and not self._scheduled and len(self._tasks) < self._in_flight:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._start)
+        if self._pending and not self._starting and len(self._tasks) < self._in_flight:
+            self._start()
 
     async def drain(self) -> None:
         """Return when all that was added has been flushed."""
