@@ -170,13 +170,13 @@ class Confirms:
         client = self._link.use()
         batch = _Batch(jobs, self._next)
         self._next += len(jobs)
-        self._batches[batch] = self._monotonic() + self._timeout
         try:
             async with self._writing:  # one call's messages are in the stream before the next one's
                 await self._send(client, batch)
+            self._batches[batch] = self._monotonic() + self._timeout
             await batch.done
         finally:
-            del self._batches[batch]
+            self._batches.pop(batch, None)
             if batch.silence is not None:
                 batch.silence.cancel()
             if batch.left:  # cancelled: late answers find nothing
@@ -189,11 +189,9 @@ class Confirms:
         sound = [index for index in range(len(jobs)) if not self._refuse(batch, index)]
         for chunk in _chunks(jobs, sound):
             size = sum(len(jobs[index].body) for index in chunk)
-            while self._bytes and self._bytes + size > _WINDOW and batch.left:
+            while self._bytes and self._bytes + size > _WINDOW:
                 self._room.clear()
                 await self._room.wait()
-            if not batch.left:  # given up meanwhile
-                return
             self._write(client, batch, chunk)
             if chunk[-1] != sound[-1]:
                 await asyncio.sleep(0)  # the server begins while we go on

@@ -1,4 +1,4 @@
-"""`make bench-nats`: msgbus beside FastStream and nats-py on one NATS server, interleaved in one run.
+"""msgbus beside FastStream and nats-py on one NATS server, interleaved in one run.
 
 All give the same guarantee: a publish ends when JetStream has confirmed it, a message is acked after its handler.
 Peers get their best settings for that: FastStream 256 publishes in flight, neither log lines nor dependency
