@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from msgbus._time import Clock, SystemClock
 from msgbus._url import BusURL, parse_options
-from msgbus.adapter import AdapterConfig
+from msgbus.adapter import AdapterConfig, Provision
 from msgbus.errors import StoreError
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "Granted",
     "InProgress",
     "Mismatch",
+    "Provision",
+    "Statements",
     "Store",
     "SystemClock",
     "Verdict",
@@ -107,6 +109,30 @@ class Mismatch:
 Verdict = Granted | InProgress | Done | Mismatch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statements:
+    """The SQL of a store whose records can be written inside an application's own transactions.
+
+    It is run on the application's connection, whichever library that is of: ``:name`` stands for a parameter.
+
+    Attributes:
+        create: Create the tables; each changes nothing where its table is there.
+        exists: Fails where the tables are missing.
+        claim: Claim ``:key`` of ``:scope`` for ``:owner`` with ``:fingerprint`` and ``:lease``. Gives the record as it
+            is then: owner, fingerprint, done, seconds that remain, reply; no row if another transaction is at it.
+        complete: Mark the claim done with ``:reply`` for ``:ttl`` seconds; gives a row unless the claim was lost.
+        purge: Delete up to ``:limit`` expired records.
+
+    All but the first two may use ``:now``, the time of the bus's clock, where the database has none.
+    """
+
+    create: tuple[str, ...]
+    exists: str
+    claim: str
+    complete: str
+    purge: str
+
+
 class Store(ABC):
     """One idempotency store. Used by one event loop; all methods may be called concurrently.
 
@@ -116,6 +142,8 @@ class Store(ABC):
 
     name: ClassVar[str]
     """The store's name in errors: its URL scheme."""
+    statements: ClassVar[Statements | None] = None
+    """What `Idempotency(within=)` uses, where the store is a SQL database."""
 
     def __init__(self, url: BusURL, config: AdapterConfig) -> None:
         self.url = url

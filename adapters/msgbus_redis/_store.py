@@ -144,9 +144,7 @@ class RedisStore(Store):
             return  # managed servers do not say
         policy = found.get("maxmemory-policy", "noeviction")
         if policy != "noeviction" and found.get("maxmemory", "0") != "0":
-            _log.warning(
-                "%s may forget what was handled: its maxmemory-policy is %s, not noeviction", self.url, policy
-            )
+            _log.warning("%s may forget what was handled: its maxmemory-policy is %s, not noeviction", self.url, policy)
 
 
 def _verdict(answer: Sequence[Any]) -> Verdict:
