@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +251,20 @@ class Receiver:
     def ready(self) -> deque[Received]:
         """Messages that may be handled now (taken by workers)."""
         return self._ready
+
+    # -- guarding -----------------------------------------------------------------------------------------------
+
+    def pause_timeout(self, received: Received, *, paused: bool) -> None:
+        """Stop the clock of the handler that has the message, or set it to its full time again."""
+        for worker in self._workers:
+            if received in worker.holds:
+                worker.since = math.inf if paused else self._clock.monotonic()
+
+    def lose(self, received: Received) -> None:
+        """Cancel the message's handler: the message is somebody else's."""
+        for worker in self._workers:
+            if received in worker.holds:
+                worker.interrupt(Interruption.LEASE_LOST)
 
     # -- settling -----------------------------------------------------------------------------------------------
 

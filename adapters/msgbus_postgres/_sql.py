@@ -93,6 +93,8 @@ ON CONFLICT (scope, key) DO UPDATE SET done = true, expires = excluded.expires, 
 WHERE c.owner = excluded.owner
 RETURNING owner
 """,
-    purge=PURGE.replace("%s", "CAST(:limit AS int)"),
+    release="DELETE FROM msgbus_claim WHERE scope = CAST(:scope AS text) AND key = CAST(:key AS text) "
+    "AND owner = CAST(:owner AS text) AND NOT done",
+    purge=PURGE.replace("%s", "CAST(:limit AS int)") + "RETURNING 1",
 )
 """For `Idempotency(within=)`; without ``::``, which some drivers take for a parameter."""
