@@ -107,14 +107,15 @@ class Guards:
 
     async def _open_inbox(self, options: Idempotency) -> Inbox:
         transactions = transactions_for(options.within)
-        statements = store_class(BusURL(transactions.dialect)).statements
-        if statements is None:
-            raise ConfigError(f"Idempotency(within=) does not know the tables of {transactions.dialect} databases")
-        inbox = Inbox(transactions, statements, self._config.clock)
         try:
+            await transactions.open()
+            statements = store_class(BusURL(transactions.dialect)).statements
+            if statements is None:
+                raise ConfigError(f"Idempotency(within=) does not know the tables of {transactions.dialect} databases")
+            inbox = Inbox(transactions, statements, self._config.clock)
             await inbox.open(self._config.provision)
         except BaseException:
-            await inbox.aclose()
+            await transactions.aclose()
             raise
         self._inboxes[id(options.within)] = inbox
         self._start_purging(inbox.purge)

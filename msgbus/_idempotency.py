@@ -33,11 +33,11 @@ class Idempotency:
         lease: Seconds for which a claim outlives its worker. A running handler's claim is renewed by heartbeat.
         on_store_error: While the store is unreachable, ``"wait"`` handles nothing (and health says so),
             ``"handle"`` goes on without protection from duplicates.
-        within: The application's database: a psycopg connection pool, a SQLAlchemy ``AsyncEngine`` or
-            ``async_sessionmaker``, a function that opens a `sqlite3` or aiosqlite connection, or a
-            `msgbus.store.Transactions`. Each message is handled inside a transaction of it, in which the record is
-            written too: effect and record are committed together. The handler takes the connection (or session) as a
-            parameter, by annotation. No other store is needed.
+        within: The application's database: a psycopg ``AsyncConnectionPool``, a SQLAlchemy ``AsyncEngine`` or
+            ``async_sessionmaker``, a `msgbus.store.Transactions`, or a function that returns one of these or a
+            `sqlite3` or aiosqlite connection, called when the bus is opened. Each message is handled inside a
+            transaction of it, in which the record is written too: effect and record are committed together. The
+            handler takes the connection (or session) as a parameter, by annotation. No other store is needed.
     """
 
     ttl: Duration = 86_400.0

@@ -52,7 +52,6 @@ class Inbox:
             StoreUnavailable: The database cannot be reached.
         """
         try:
-            await self.transactions.open()
             async with self.transactions.begin() as connection:
                 self.connection = type(connection)
         except MsgbusError:

@@ -1,4 +1,4 @@
-"""SQLite, by a function that opens a `sqlite3` or an aiosqlite connection.
+"""SQLite, by a `sqlite3` or an aiosqlite connection.
 
 SQLite lets one connection write at a time, so the inbox has one connection, and its transactions take turns. What
 blocks runs in a thread of its own (aiosqlite brings one): the event loop goes on, and nobody who waits for the lock
@@ -8,7 +8,6 @@ can take the thread that whoever has it needs to commit.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +24,14 @@ class SQLiteTransactions(Transactions):
     """Transactions on one connection, one after the other.
 
     Args:
-        connect: Opens the connection.
+        connection: The connection.
     """
 
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        self._connect = connect
-        self._connection: Any = None
-        self._blocks = True
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
         self._turn = asyncio.Lock()
-        self._thread: ThreadPoolExecutor | None = None
+        blocks = isinstance(connection, sqlite3.Connection)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="msgbus-inbox") if blocks else None
 
     @property
     def dialect(self) -> str:
@@ -41,20 +39,14 @@ class SQLiteTransactions(Transactions):
         return "sqlite"
 
     async def open(self) -> None:
-        """Connect."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="msgbus-inbox")
-        connection = await self._call(self._connect)
-        if inspect.isawaitable(connection):
-            connection = await connection
-        if not hasattr(connection, "in_transaction"):
+        """Check that the connection may be used by the thread."""
+        try:
+            await self._call(self._connection.execute, "SELECT 1")
+        except sqlite3.ProgrammingError:
             raise ConfigError(
-                "the function given as Idempotency(within=) must return a sqlite3 or an aiosqlite connection, got "
-                f"{type(connection).__qualname__}"
-            )
-        self._connection = connection
-        self._blocks = isinstance(connection, sqlite3.Connection)
-        if self._blocks:
-            _check_threads(connection)
+                "the connection of Idempotency(within=) is used by several threads, one at a time: open it with "
+                "sqlite3.connect(…, check_same_thread=False)"
+            ) from None
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Any]:
@@ -87,15 +79,13 @@ class SQLiteTransactions(Transactions):
 
     async def aclose(self) -> None:
         """Close the connection and end the thread."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._call(connection.close)
+        await self._call(self._connection.close)
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a connection's method, `sqlite3`'s in the thread; wait for its end even when cancelled."""
-        if self._blocks:
+        if self._thread is not None:
             task: asyncio.Future[Any] = asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
         else:
             task = asyncio.ensure_future(_awaited(function(*arguments)))
@@ -109,13 +99,3 @@ class SQLiteTransactions(Transactions):
 
 async def _awaited(call: Any) -> Any:
     return await call
-
-
-def _check_threads(connection: sqlite3.Connection) -> None:
-    try:
-        connection.cursor().close()
-    except sqlite3.ProgrammingError:
-        raise ConfigError(
-            "the connection of Idempotency(within=) is used by several threads, one at a time: open it with "
-            "sqlite3.connect(…, check_same_thread=False)"
-        ) from None
