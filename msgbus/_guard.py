@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -12,7 +14,7 @@ from msgbus._backoff import RECONNECT
 from msgbus._batcher import Calls
 from msgbus._idempotency import Admission, Guard, Host, Idempotency
 from msgbus.adapter import Health, Received
-from msgbus.errors import ClaimLost, StoreError
+from msgbus.errors import ClaimLost, StoreError, StoreUnavailable
 from msgbus.store import Claim, Completion, Granted, Store, Verdict
 
 __all__ = ["StoreCalls", "StoreGuard"]
@@ -20,6 +22,8 @@ __all__ = ["StoreCalls", "StoreGuard"]
 T = TypeVar("T")
 R = TypeVar("R")
 _log = logging.getLogger("msgbus")
+_DOWN = 1.0
+"""Seconds between two tries of a store that is away, for handlers that do not wait for it."""
 
 
 class StoreCalls:
@@ -32,11 +36,17 @@ class StoreCalls:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.health = Health(True)
+        self._failed = -math.inf
         self.claim: Calls[Claim, Verdict] = Calls(self._watched(store.claim), max_batch=200, in_flight=2)
         self.complete: Calls[Completion, StoreError | None] = Calls(
             self._watched(store.complete), max_batch=200, in_flight=2
         )
         self.release: Calls[Claim, None] = Calls(self._release, max_batch=200)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether a call failed so short a time ago that the next one had better not be tried yet."""
+        return not self.health.ok and time.monotonic() < self._failed + _DOWN
 
     async def aclose(self) -> None:
         """Stop what runs and close the store."""
@@ -50,6 +60,7 @@ class StoreCalls:
                 results = await call(items)
             except StoreError as exc:
                 self.health = Health(False, str(exc))
+                self._failed = time.monotonic()
                 raise
             self.health = Health(True)
             return results
@@ -82,22 +93,30 @@ class StoreGuard(Guard):
     async def admit(self, claims: Sequence[Claim], received: Sequence[Received]) -> AsyncIterator[Admission]:
         """Claim; wait for the store while it is unreachable, or let the messages through, as the options say."""
         admission = _Admission(self)
+        self._host.pause_timeout(paused=True)  # waiting for the store is no part of the handler's time
         try:
             asked = (self._ask(claim, message) for claim, message in zip(claims, received, strict=True))
             admission.verdicts = await asyncio.gather(*asked) if len(claims) > 1 else [await next(asked)]
+            self._host.pause_timeout(paused=False)
             yield admission
         except BaseException:
-            await asyncio.gather(*(self.release(claim) for claim in claims if claim in self._running))
+            # Cancelled while it was asked for, a claim may have been granted; away as it is, the store may not be.
+            unknown = not hasattr(admission, "verdicts") and self._calls.health.ok
+            await asyncio.gather(*(self.release(claim) for claim in claims if unknown or claim in self._running))
             raise
         finally:
             for claim in claims:
                 self._running.pop(claim, None)
 
+    def finish(self) -> None:
+        """Stop the handler's clock: it has ended in time."""
+        self._host.pause_timeout(paused=True)
+
     async def complete(self, claim: Claim, reply: bytes | None) -> None:
         """Mark the claim done. Keeps trying while the store is unreachable: the effect has happened."""
         self._completing.add(claim)
         try:
-            error = await self._complete(Completion(claim, reply, self.ttl), self._running[claim])
+            error = await self._complete(Completion(claim, reply, self.ttl))
         finally:
             # If it was cancelled, the lease ends by itself: given up, the key would be handled again at once.
             self._completing.discard(claim)
@@ -122,6 +141,7 @@ class StoreGuard(Guard):
         failures = 0
         while True:
             try:
+                self._check_down()
                 verdict = await self._calls.claim(claim)
             except StoreError as exc:
                 if self._options.on_store_error == "handle":
@@ -130,21 +150,24 @@ class StoreGuard(Guard):
                     break
                 failures += 1
                 if failures == 1:
-                    self._host.pause_timeout(received, paused=True)  # waiting is no part of the handler's time
                     _log.warning("the idempotency store is unreachable, waiting for it: %s", exc)
                 await asyncio.sleep(RECONNECT.delay(failures))
             else:
                 break
-        if failures:
-            self._host.pause_timeout(received, paused=False)
         if isinstance(verdict, Granted):
             self._running[claim] = received
         return verdict
 
-    async def _complete(self, completion: Completion, received: Received) -> StoreError | None:
+    def _check_down(self) -> None:
+        """Do not make a message wait in vain whose handler goes on without the store."""
+        if self._options.on_store_error == "handle" and self._calls.is_down:
+            raise StoreUnavailable(self._calls.health.reason)
+
+    async def _complete(self, completion: Completion) -> StoreError | None:
         failures = 0
         while True:
             try:
+                self._check_down()
                 return await self._calls.complete(completion)
             except StoreError as exc:
                 key = completion.claim.key
@@ -153,7 +176,6 @@ class StoreGuard(Guard):
                     return None
                 failures += 1
                 if failures == 1:
-                    self._host.pause_timeout(received, paused=True)  # the handler has ended in time
                     _log.warning("%r was handled, waiting for the idempotency store to note it: %s", key, exc)
                 await asyncio.sleep(RECONNECT.delay(failures))
 
@@ -185,5 +207,6 @@ class _Admission(Admission):
 
     async def settle(self, done: Sequence[tuple[Claim, bytes | None]], failed: Sequence[Claim] = ()) -> None:
         """Complete and release."""
+        self._guard.finish()
         complete = [self._guard.complete(claim, reply) for claim, reply in done]
         await asyncio.gather(*complete, *(self._guard.release(claim) for claim in failed))

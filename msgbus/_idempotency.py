@@ -87,8 +87,8 @@ class Admission(ABC):
 class Host(Protocol):
     """What a guard needs of the receiver whose messages it guards."""
 
-    def pause_timeout(self, received: Received, *, paused: bool) -> None:
-        """Stop the clock of the handler that has the message, or set it to its full time again."""
+    def pause_timeout(self, *, paused: bool) -> None:
+        """Stop the clock of the worker whose task this is, or set it to its handler's full time again."""
         ...
 
     def lose(self, received: Received) -> None:

@@ -159,7 +159,7 @@ class InboxGuard(Guard):
 
         A worker that dies takes its transaction, and the claims in it, with it. So there is no lease to wait for.
         """
-        admission = await self._begin(claims, received)
+        admission = await self._begin(claims)
         try:
             async with admission.stack:
                 yield admission
@@ -174,8 +174,9 @@ class InboxGuard(Guard):
             self._inbox.health = Health(False, _text(exc))
             raise Undone(f"the connection of a transaction broke: {_text(exc)}") from exc
 
-    async def _begin(self, claims: Sequence[Claim], received: Sequence[Received]) -> _Admission:
+    async def _begin(self, claims: Sequence[Claim]) -> _Admission:
         failures = 0
+        self._host.pause_timeout(paused=True)  # waiting for the database is no part of the handler's time
         while True:
             stack = AsyncExitStack()
             try:
@@ -190,13 +191,11 @@ class InboxGuard(Guard):
                 failures += 1
                 self._inbox.health = Health(False, _text(exc))
                 if failures == 1:
-                    self._host.pause_timeout(received[0], paused=True)
                     _log.warning("no transaction can be begun, waiting for the database: %s", _text(exc))
                 await asyncio.sleep(RECONNECT.delay(failures))
             else:
                 self._inbox.health = Health(True)
-                if failures:
-                    self._host.pause_timeout(received[0], paused=False)
+                self._host.pause_timeout(paused=False)
                 return admission
 
 

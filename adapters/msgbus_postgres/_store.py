@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import psycopg
@@ -155,13 +158,24 @@ class PostgresStore(Store):
         if self._pool is None:
             raise ClosedError(f"the postgresql store is {'closed' if self._closed else 'not open'}")
         try:
-            async with asyncio.timeout(self._options.timeout), self._pool.connection() as connection:
-                cursor = await connection.execute(statement.encode(), values)
-                return await cursor.fetchall() if cursor.description else [], cursor.rowcount
-        except TimeoutError as exc:
-            raise unavailable(TimeoutError(f"no answer in {self._options.timeout:g} s"), self.url) from exc
+            async with self._pool.connection() as connection:
+                cutting = asyncio.get_running_loop().call_later(self._options.timeout, _cut, connection)
+                try:
+                    cursor = await connection.execute(statement.encode(), values)
+                    return await cursor.fetchall() if cursor.description else [], cursor.rowcount
+                finally:
+                    cutting.cancel()
         except psycopg.Error as exc:
             raise unavailable(exc, self.url) from exc
+
+
+def _cut(connection: AsyncConnection) -> None:
+    """Break a connection on which nothing comes, so that whoever waits for it gets an error.
+
+    Cancelling the call instead would ask the server to cancel it, and wait for its answer.
+    """
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
 
 
 def _verdict(claim: Claim, owner: str, fingerprint: str, done: bool, remaining: float, reply: bytes | None) -> Verdict:

@@ -134,7 +134,7 @@ class Killing:
         self._kind = kind
         self._where = where
         self._kills = kills
-        self._messages = 2 * kills
+        self._messages = 3 * kills
         self._chance = random.Random(kills)
         self._deaths: Counter[str] = Counter()
         self._seen, self._tell = os.pipe()
