@@ -143,7 +143,7 @@ def test_libpq_s_own_options_are_passed_on(postgres: str) -> None:
 
 
 def test_a_completion_can_be_repeated(postgres: str) -> None:
-    """When the answer to a completion got lost, its owner may say it again; nobody else may, not in one batch either."""
+    """When the answer to a completion got lost, its owner may say it again; nobody else may, even in one batch."""
 
     async def main() -> None:
         async with opened(postgres) as store:
