@@ -43,6 +43,8 @@ class SQLiteTransactions(Transactions):
         try:
             await self._call(self._connection.execute, "SELECT 1")
         except sqlite3.ProgrammingError:
+            self._connection.close()
+            self._connection = None
             raise ConfigError(
                 "the connection of Idempotency(within=) is used by several threads, one at a time: open it with "
                 "sqlite3.connect(…, check_same_thread=False)"
@@ -56,11 +58,7 @@ class SQLiteTransactions(Transactions):
             try:
                 await self._call(connection.execute, "BEGIN IMMEDIATE")
                 yield connection
-                if not connection.in_transaction:
-                    raise HandlerError(
-                        "the handler ended the transaction it was given (commit(), rollback() or 'with connection:'); "
-                        "it is committed when the handler returns"
-                    )
+                _check_open(connection)
                 await self._call(connection.commit)
             except BaseException:
                 await self._call(connection.rollback)
@@ -68,6 +66,7 @@ class SQLiteTransactions(Transactions):
 
     async def execute(self, connection: Any, sql: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement."""
+        _check_open(connection)
         cursor = await self._call(connection.execute, sql, values)
         rows = await self._call(cursor.fetchall)
         await self._call(cursor.close)
@@ -79,7 +78,8 @@ class SQLiteTransactions(Transactions):
 
     async def aclose(self) -> None:
         """Close the connection and end the thread."""
-        await self._call(self._connection.close)
+        if self._connection is not None:
+            await self._call(self._connection.close)
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
@@ -95,6 +95,14 @@ class SQLiteTransactions(Transactions):
             # The connection is nobody else's before the call is through; what it took is given back by `begin`.
             await asyncio.wait([task])
             raise
+
+
+def _check_open(connection: Any) -> None:
+    if not connection.in_transaction:
+        raise HandlerError(
+            "the handler ended the transaction it was given (commit(), rollback() or 'with connection:'); it is "
+            "committed when the handler returns"
+        )
 
 
 async def _awaited(call: Any) -> Any:
