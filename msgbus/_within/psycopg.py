@@ -46,9 +46,12 @@ class PsycopgTransactions(Transactions):
             yield connection
 
     async def execute(self, connection: Any, sql: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement."""
-        cursor = await connection.execute(_with_percents(sql), values)
-        return [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+        """Run one statement, whatever kind of rows the application likes."""
+        from psycopg.rows import tuple_row  # noqa: PLC0415 - it is there: the application gave us its pool
+
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_with_percents(sql), values)
+            return list(await cursor.fetchall()) if cursor.description else []
 
     def is_lost(self, connection: Any, error: BaseException) -> bool:
         """Tell by the connection, and by an error of psycopg's among those that this one came from."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from msgbus.errors import ConfigError
 from msgbus.store import Transactions
 
 __all__ = ["SQLAlchemyTransactions"]
+
+
+@cache
+def _compiled(sql: str) -> tuple[Any, tuple[str, ...]]:
+    from sqlalchemy import text  # noqa: PLC0415 - it is there: the application gave us its objects
+
+    statement = text(sql)
+    return statement, tuple(statement.compile().params)
 
 
 class SQLAlchemyTransactions(Transactions):
@@ -31,11 +40,8 @@ class SQLAlchemyTransactions(Transactions):
 
     async def execute(self, connection: Any, sql: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Run one statement."""
-        from sqlalchemy import text  # noqa: PLC0415 - it is there: the application gave us its objects
-
-        wanted = text(sql)
-        names = wanted.compile().params
-        result = await connection.execute(wanted, {name: values[name] for name in names})
+        statement, names = _compiled(sql)
+        result = await connection.execute(statement, {name: values[name] for name in names})
         return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
     def is_lost(self, connection: Any, error: BaseException) -> bool:

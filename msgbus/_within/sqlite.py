@@ -65,9 +65,11 @@ class SQLiteTransactions(Transactions):
                 raise
 
     async def execute(self, connection: Any, sql: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement."""
+        """Run one statement, whatever kind of rows the application likes."""
         _check_open(connection)
-        cursor = await self._call(connection.execute, sql, values)
+        cursor = await self._call(connection.cursor)
+        cursor.row_factory = None
+        await self._call(cursor.execute, sql, values)
         rows = await self._call(cursor.fetchall)
         await self._call(cursor.close)
         return [tuple(row) for row in rows]

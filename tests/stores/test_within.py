@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from typing import Any
+
+import aiosqlite
+import pytest
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
 
 from msgbus import BatchFailed, Bus, DeadReason, Delivery, Idempotency, Queue, Reject, RequestReply, Retry, TestBus
 from tests.core.support import eventually, run
@@ -175,3 +181,39 @@ def test_records_are_purged(database: Database) -> None:
             await eventually(lambda: not database.records)
 
     run(main())
+
+
+def as_dict(cursor: Any, row: Any) -> dict[str, Any]:
+    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
+
+
+@pytest.mark.parametrize("library", ["sqlite3", "aiosqlite", "psycopg"])
+def test_the_application_s_row_factory_does_not_matter(library: str, request: Any, tmp_path: Any) -> None:
+    """Handlers get their rows as the application wants them; msgbus reads its own as it wants."""
+    bus, seen, path = Bus("memory://"), [], tmp_path / "app.db"
+
+    def connect_sqlite3() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, check_same_thread=False)
+        connection.row_factory = as_dict
+        return connection
+
+    async def connect_aiosqlite() -> aiosqlite.Connection:
+        connection = await aiosqlite.connect(path)
+        connection.row_factory = as_dict
+        return connection
+
+    def make_pool() -> AsyncConnectionPool:
+        url = request.getfixturevalue("postgres")
+        return AsyncConnectionPool(url, kwargs={"row_factory": dict_row}, min_size=1, open=False)
+
+    within = {"sqlite3": connect_sqlite3, "aiosqlite": connect_aiosqlite, "psycopg": make_pool}[library]
+
+    @bus.on(jobs, idempotent=Idempotency(within=within))
+    async def handle(payload: str, delivery: Delivery[str]) -> None:
+        cursor = delivery.transaction.execute("SELECT 1 AS one")
+        cursor = await cursor if library != "sqlite3" else cursor
+        row = cursor.fetchone()
+        seen.append(await row if library != "sqlite3" else row)
+
+    assert handled(bus, "1", "1", "1") == []
+    assert seen == [{"one": 1}]
