@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BROKER))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract bench-core bench-rabbitmq docs package clean brokers
+.PHONY: help demo test test-brokers quick check contract kills bench-core bench-rabbitmq docs package clean brokers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -42,6 +42,9 @@ contract: $(STAMP) ## Run one adapter's contract kit (BROKER=sqlite)
 brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROKER=nats,kafka for some)
 	@$(BIN)/python -m scripts.brokers --install $(CHOSEN)
 	@$(BIN)/python -m scripts.brokers $(CHOSEN)
+
+kills: $(STAMP) ## Kill 1,000 workers between effect and acknowledgement, over SQLite and over PostgreSQL
+	@MSGBUS_TEST_KILLS=$(or $(KILLS),1000) $(PYTEST) -q -rP tests/stores/test_kills.py
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))

@@ -33,7 +33,8 @@ class Settings:
         lease: For how many seconds a received message stays ours between two heartbeats.
         publish_timeout: Seconds until an unconfirmed publish is given up.
         drain_timeout: Seconds that running handlers get to finish at shutdown.
-        idempotency_url: The idempotency store's URL; None uses the embedded broker's own store.
+        idempotency_url: The idempotency store's URL: ``redis:``, ``postgresql:`` or ``sqlite:``; None uses the embedded
+            broker's own store.
         topology: create | verify | skip: whether the application may create what it uses.
     """
 

@@ -12,7 +12,7 @@ from msgbus._delivery import Controls
 from msgbus._dispatch import ConsumeMiddleware, Dispatcher, Rules
 from msgbus._dispatch_batch import BatchDispatcher
 from msgbus._failure import attempt_of
-from msgbus._idempotency import Guard, StoreCalls
+from msgbus._idempotency import Guard, Host
 from msgbus._limits import Limits
 from msgbus._receiver import Receiver
 from msgbus._registration import Registration
@@ -22,7 +22,10 @@ from msgbus._worker import Handles
 from msgbus.adapter import SubscribeOptions
 from msgbus.errors import HandlerError, UnsupportedFeature
 
-__all__ = ["check_registration", "start_receiver"]
+__all__ = ["MakeGuard", "check_registration", "start_receiver"]
+
+MakeGuard = Callable[[str, Host], Guard]
+"""Makes a subscription's guard from its scope and its receiver."""
 
 _LEAST_PREFETCH = 64
 """Small numbers leave the broker's batches half empty; large ones let one process sit on others' work."""
@@ -74,7 +77,7 @@ async def start_receiver(
     settings: Settings,
     *,
     clock: Clock,
-    calls: StoreCalls | None,
+    guard: MakeGuard | None,
     middleware: Sequence[ConsumeMiddleware],
     on_failure: Callable[[BaseException], None] | None,
     on_crash: Callable[[BaseException], None],
@@ -88,11 +91,9 @@ async def start_receiver(
         SubscribeOptions(prefetch=limits.prefetch, lease=limits.lease, start=registration.options.start),
     )
     receiver = Receiver(subscription, source, limits, capabilities=adapter.capabilities, clock=clock, on_crash=on_crash)
-    guard = None
-    if registration.options.idempotent is not None and calls is not None:
-        guard = Guard(registration.options.idempotent, calls, f"{source.address.name}|{source.group}")
-    handler = _handler(registration, connection, settings, receiver, guard, clock, middleware, on_failure)
-    receiver.start(handler, also=_heartbeat(guard, clock) if guard else None)
+    made = guard(f"{source.address.name}|{source.group}", receiver) if guard else None
+    handler = _handler(registration, connection, settings, receiver, made, clock, middleware, on_failure)
+    receiver.start(handler, also=_heartbeat(made, clock) if made and made.heartbeat else None)
     return receiver
 
 
@@ -107,7 +108,7 @@ def _handler(
     on_failure: Callable[[BaseException], None] | None,
 ) -> Handles:
     channel, options = registration.channel, registration.options
-    controls = _controls(receiver, single=not options.batch)
+    controls = _controls(receiver, early=not options.batch and (guard is None or guard.settles_early))
     responder = None
     if isinstance(channel, Answered):
         responder = Replier(
@@ -139,20 +140,22 @@ def _handler(
     return BatchDispatcher(
         dispatcher,
         lambda items: caller(items, items),
-        deliveries=plan.wants_delivery,
+        deliveries=plan.takes_deliveries,
         controls=controls,
         guard=guard,
     )
 
 
-def _controls(receiver: Receiver, *, single: bool) -> Controls:
-    return Controls(settle=receiver.settle_now if single else None, extend=receiver.extend)
+def _controls(receiver: Receiver, *, early: bool) -> Controls:
+    return Controls(settle=receiver.settle_now if early else None, extend=receiver.extend)
 
 
 async def _heartbeat(guard: Guard, clock: Clock) -> None:
+    beat = guard.heartbeat
+    assert beat is not None
     while True:
-        await clock.sleep(guard.heartbeat)
-        await guard.extend()
+        await clock.sleep(guard.lease / 3)
+        await beat()
 
 
 async def drain_all(receivers: Sequence[Receiver], timeout: float) -> None:

@@ -26,11 +26,23 @@ class Delivery(Generic[T]):
         attempt: 1 for the first time the message is handled, counted across processes and restarts.
         channel: The name of the channel the message was published to.
         group: The consumer group; empty on queues.
+        transaction: The connection or session of `Idempotency(within=)`, in its transaction; else None.
         settled: Whether the handler settled it itself.
         gave_back: Whether it did so with `nack` or `reject`.
     """
 
-    __slots__ = ("_controls", "_message", "_received", "attempt", "channel", "gave_back", "group", "payload", "settled")
+    __slots__ = (
+        "_controls",
+        "_message",
+        "_received",
+        "attempt",
+        "channel",
+        "gave_back",
+        "group",
+        "payload",
+        "settled",
+        "transaction",
+    )
 
     def __init__(
         self, received: Received, payload: T, *, attempt: int, channel: str, group: str, controls: Controls
@@ -42,6 +54,7 @@ class Delivery(Generic[T]):
         self.attempt = attempt
         self.channel = channel
         self.group = group
+        self.transaction: Any = None
         self.settled = False
         self.gave_back = False
 
@@ -98,7 +111,10 @@ class Delivery(Generic[T]):
         if self.settled:
             raise AlreadySettled(f"the message {self.message.id!r} on {self.channel!r} was settled before")
         if self._controls.settle is None:
-            raise HandlerError("a delivery in a batch is settled by the handler's end; raise BatchFailed for some")
+            raise HandlerError(
+                "a delivery in a batch or a transaction is settled by the handler's end: return, or raise Reject, "
+                "RetryAfter or BatchFailed"
+            )
         self.settled = True
         self.gave_back = not isinstance(outcome, Ack)
         await self._controls.settle(outcome)

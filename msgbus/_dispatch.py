@@ -12,14 +12,14 @@ from msgbus._channel import Channel
 from msgbus._codec import Decode
 from msgbus._delivery import Controls, Delivery
 from msgbus._failure import Crashed, Expired, Failures, UnknownType, attempt_of
-from msgbus._idempotency import Guard
+from msgbus._idempotency import Guard, Undone
 from msgbus._message import ATTEMPTS, EXPIRES, TYPE, parse_time
 from msgbus._plan import InThread, Plan
 from msgbus._time import Clock
 from msgbus._url import scrub
 from msgbus.adapter import Ack, Capabilities, DeadLetter, Nack, Outcome, Received, Source
 from msgbus.errors import DecodeError, PayloadMismatch
-from msgbus.store import Claim, Done, Granted, InProgress, Verdict
+from msgbus.store import Done, Granted, InProgress, Verdict
 
 __all__ = ["ConsumeMiddleware", "Dispatcher", "Responder", "Rules"]
 
@@ -126,6 +126,8 @@ class Dispatcher:
             if route.direct is None:
                 return await self._handle_fully(route, received, payload, attempt)
             await route.direct(payload)
+        except Undone as exc:
+            return self.undone(received, exc)
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its message
             return self.failed(received, exc, attempt)
         return Ack(received)
@@ -140,37 +142,32 @@ class Dispatcher:
 
     async def _handle_fully(self, route: _Route, received: Received, payload: Any, attempt: int) -> Outcome | None:
         delivery = self.delivery(received, payload, attempt, self._controls)
-        claim = None
-        if self._guard is not None:
-            claim = self._guard.claim_for(received, payload)
-            verdict = await self._guard.admit(claim)
-            if not isinstance(verdict, Granted):
-                return self.duplicate(received, verdict, attempt)
         try:
-            result = await route.call(delivery)
-            body = self._responder.encode(result) if self._responder else None
-        except BaseException as exc:
-            await self._abandon(claim)
-            if delivery.settled and isinstance(exc, Exception):
-                _log.warning("%r raised after it had settled its message", delivery, exc_info=exc)
-                return None
-            raise
-        await self._conclude(claim, delivery, body)
+            if self._guard is None:
+                body = await self._call(route, delivery)
+            else:
+                claim = self._guard.claim_for(received, payload)
+                async with self._guard.admit((claim,), (received,)) as admission:
+                    (verdict,) = admission.verdicts
+                    if isinstance(verdict, Granted):
+                        delivery.transaction = admission.transaction
+                        body = await self._call(route, delivery)
+                        done = () if delivery.gave_back else ((claim, body),)
+                        await admission.settle(done, failed=() if done else (claim,))
+                if not isinstance(verdict, Granted):
+                    return self.duplicate(received, verdict, attempt)
+        except Exception as exc:
+            if not delivery.settled:
+                raise
+            _log.warning("%r raised after it had settled its message", delivery, exc_info=exc)
+            return None
         if delivery.settled:
             return None
         return Ack(received) if self._responder is None else self._responder.answer(received, body or b"")
 
-    async def _abandon(self, claim: Claim | None) -> None:
-        if claim is not None and self._guard is not None:
-            await self._guard.release(claim)
-
-    async def _conclude(self, claim: Claim | None, delivery: Delivery[Any], body: bytes | None) -> None:
-        if claim is None or self._guard is None:
-            return
-        if delivery.gave_back:
-            await self._guard.release(claim)
-        else:
-            await self._guard.complete(claim, body)
+    async def _call(self, route: _Route, delivery: Delivery[Any]) -> bytes | None:
+        result = await route.call(delivery)
+        return self._responder.encode(result) if self._responder else None
 
     def delivery(self, received: Received, payload: Any, attempt: int, controls: Controls) -> Delivery[Any]:
         """Make the delivery that handlers and middleware see."""
@@ -188,6 +185,11 @@ class Dispatcher:
             return self._bury(outcome, error)
         _log.debug("attempt %d on %s failed, next in %.1f s", attempt, self._source, outcome.delay, exc_info=error)
         return outcome
+
+    def undone(self, received: Received, error: Undone) -> Outcome:
+        """Return what becomes of a message that was perhaps handled, which is to be found out."""
+        _log.warning("a message of %s comes again: %s", self._source, scrub(str(error)))
+        return Nack(received, _IN_PROGRESS_WAIT, counted=False)
 
     def undecodable(self, received: Received, error: DecodeError, attempt: int) -> Outcome | None:
         """Return what becomes of a message that no handler can be given."""

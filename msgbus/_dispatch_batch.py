@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from msgbus._delivery import Controls
 from msgbus._dispatch import Dispatcher
 from msgbus._failure import attempt_of
-from msgbus._idempotency import Guard
+from msgbus._idempotency import Admission, Guard, Undone
 from msgbus._message import ATTEMPTS, EXPIRES
 from msgbus.adapter import Ack, Outcome, Received
 from msgbus.errors import BatchFailed, DecodeError, Reject
@@ -66,24 +65,23 @@ class BatchDispatcher:
                 await self._call(payloads)
             except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its messages
                 items = [_Item(received) for received in batch]
-                await self._judge_all(items, exc)
+                self._judge(items, _blame(exc, len(items)))
                 return [item.outcome for item in items]
             return [Ack(received) for received in batch]
         items = [_Item(received) for received in batch]
         fit = [item for item in items if self._prepare(item)]
         if self._guard is not None:
-            granted = await asyncio.gather(*(self._claim(item, self._guard) for item in fit))
-            fit = [item for item, mine in zip(fit, granted, strict=True) if mine]
-        if fit:
-            await self._handle_fit(fit)
+            await self._handle_guarded([item for item in fit if self._identify(item, self._guard)], self._guard)
+        elif fit:
+            self._judge(fit, await self._failures(fit))
         return [item.outcome for item in items]
 
-    def _simple(self, batch: Sequence[Received]) -> list[Any] | None:
+    def _simple(self, batch: Sequence[Received]) -> _Batch | None:
         """Return the payloads of a batch in which no message needs a closer look, else None."""
         decode = self._one.decoder
         if decode is None:
             return None
-        payloads = []
+        payloads = _Batch()
         for received in batch:
             headers = received.headers
             if received.deliveries > 1 or ATTEMPTS in headers or EXPIRES in headers:
@@ -112,57 +110,83 @@ class BatchDispatcher:
         )
         return True
 
-    async def _claim(self, item: _Item, guard: Guard) -> bool:
+    def _identify(self, item: _Item, guard: Guard) -> bool:
         payload = item.payload.payload if self._deliveries else item.payload
         try:
             item.claim = guard.claim_for(item.received, payload)
         except Reject as exc:
             item.outcome = self._one.failed(item.received, exc, item.attempt)
             return False
-        verdict = await guard.admit(item.claim)
-        if isinstance(verdict, Granted):
-            return True
-        item.claim = None
-        item.outcome = self._one.duplicate(item.received, verdict, item.attempt)
-        return False
+        return True
 
-    async def _handle_fit(self, items: list[_Item]) -> None:
-        error: Exception | None = None
-        try:
-            await self._call([item.payload for item in items])
-        except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its messages
-            error = exc
-        except BaseException:
-            await self._release(items)
-            raise
-        await self._judge_all(items, error)
-
-    async def _judge_all(self, items: list[_Item], error: Exception | None) -> None:
-        failures: dict[int, BaseException] = {}
-        if isinstance(error, BatchFailed):
-            failures = error.failures
-            if unknown := [i for i in failures if not 0 <= i < len(items)]:
-                wrong = IndexError(f"BatchFailed names item {unknown[0]}, the batch has {len(items)}")
-                failures = dict.fromkeys(range(len(items)), wrong)
-        elif error is not None:
-            failures = dict.fromkeys(range(len(items)), error)
-        verdicts = [self._judge(item, failures.get(index)) for index, item in enumerate(items)]
-        if self._guard is None:  # nothing to wait for, so no task for each
-            for verdict in verdicts:
-                await verdict
-        else:
-            await asyncio.gather(*verdicts)
-
-    async def _judge(self, item: _Item, error: BaseException | None) -> None:
-        if error is not None:
-            await self._release([item])
-            item.outcome = self._one.failed(item.received, error, item.attempt)
+    async def _handle_guarded(self, items: list[_Item], guard: Guard) -> None:
+        """Handle what the guard admits. Judged is afterwards: until then its transaction may fail as a whole."""
+        if not items:
             return
-        if self._guard is not None and item.claim is not None:
-            await self._guard.complete(item.claim, None)
-        item.outcome = Ack(item.received)
+        claims = [item.claim for item in items if item.claim is not None]
+        fit: list[_Item] = []
+        failures: dict[int, BaseException] = {}
+        try:
+            async with guard.admit(claims, [item.received for item in items]) as admission:
+                for item, verdict in zip(items, admission.verdicts, strict=True):
+                    if isinstance(verdict, Granted):
+                        fit.append(item)
+                    else:
+                        item.outcome = self._one.duplicate(item.received, verdict, item.attempt)
+                if fit:
+                    failures = await self._failures(fit, admission.transaction)
+                    await self._settle(fit, failures, admission)
+        except Undone as exc:
+            for item in items:
+                item.outcome = self._one.undone(item.received, exc)
+            return
+        except BatchFailed as exc:
+            failures = dict(exc.failures)
+        except Exception as exc:  # noqa: BLE001 - what the handler, or the end of its transaction, raised
+            failures = dict.fromkeys(range(len(fit)), exc)
+        self._judge(fit, failures)
 
-    async def _release(self, items: list[_Item]) -> None:
-        for item in items:
-            if self._guard is not None and item.claim is not None:
-                await self._guard.release(item.claim)
+    async def _settle(self, items: list[_Item], failures: dict[int, BaseException], admission: Admission) -> None:
+        if admission.transaction is not None and len(failures) == len(items):
+            raise BatchFailed(failures)  # nothing of it is to be committed
+        claims = [item.claim for item in items if item.claim is not None]
+        await admission.settle(
+            [(claim, None) for index, claim in enumerate(claims) if index not in failures],
+            [claim for index, claim in enumerate(claims) if index in failures],
+        )
+
+    async def _failures(self, items: list[_Item], transaction: Any = None) -> dict[int, BaseException]:
+        """Call the handler; return what failed."""
+        batch = _Batch(item.payload for item in items)
+        batch.transaction = transaction
+        if transaction is not None and self._deliveries:
+            for delivery in batch:
+                delivery.transaction = transaction
+        try:
+            await self._call(batch)
+        except Exception as exc:
+            if transaction is not None and not isinstance(exc, BatchFailed):
+                raise  # it is told whether its connection broke
+            return _blame(exc, len(items))
+        return {}
+
+    def _judge(self, items: list[_Item], failures: dict[int, BaseException]) -> None:
+        for index, item in enumerate(items):
+            error = failures.get(index)
+            item.outcome = Ack(item.received) if error is None else self._one.failed(item.received, error, item.attempt)
+
+
+def _blame(error: Exception, count: int) -> dict[int, BaseException]:
+    """Return which of *count* items failed, when the handler raised *error*."""
+    if not isinstance(error, BatchFailed):
+        return dict.fromkeys(range(count), error)
+    if unknown := [i for i in error.failures if not 0 <= i < count]:
+        wrong = IndexError(f"BatchFailed names item {unknown[0]}, the batch has {count}")
+        return dict.fromkeys(range(count), wrong)
+    return dict(error.failures)
+
+
+class _Batch(list[Any]):
+    """What a batch handler is called with; carries the transaction to those that take it."""
+
+    transaction: Any = None

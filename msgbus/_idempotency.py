@@ -1,27 +1,23 @@
-"""Handle every message once: claim, handle, complete; release when the handler failed."""
+"""Handle every message once: which key a message has, and what a guard does with it."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol
 
-from msgbus._backoff import RECONNECT
-from msgbus._batcher import Calls
 from msgbus._message import ID, new_id
 from msgbus._time import Duration, seconds
-from msgbus.adapter import Health, Received
-from msgbus.errors import Reject, StoreError, StoreUnavailable
-from msgbus.store import Claim, Completion, Granted, Store, Verdict
+from msgbus._within import transactions_for
+from msgbus.adapter import Received
+from msgbus.errors import Reject
+from msgbus.store import Claim, Granted, Verdict
 
-__all__ = ["Guard", "Idempotency", "StoreCalls"]
+__all__ = ["Admission", "Guard", "Host", "Idempotency", "Undone"]
 
-T = TypeVar("T")
-R = TypeVar("R")
-_log = logging.getLogger("msgbus")
 _MAX_KEY = 512
 
 
@@ -37,12 +33,18 @@ class Idempotency:
         lease: Seconds for which a claim outlives its worker. A running handler's claim is renewed by heartbeat.
         on_store_error: While the store is unreachable, ``"wait"`` handles nothing (and health says so),
             ``"handle"`` goes on without protection from duplicates.
+        within: The application's database: a psycopg ``AsyncConnectionPool``, a SQLAlchemy ``AsyncEngine`` or
+            ``async_sessionmaker``, a `msgbus.store.Transactions`, or a function that returns one of these or a
+            `sqlite3` or aiosqlite connection, called when the bus is opened. Each message is handled inside a
+            transaction of it, in which the record is written too: effect and record are committed together. The
+            handler takes the connection (or session) as a parameter, by annotation. No other store is needed.
     """
 
     ttl: Duration = 86_400.0
     key: str | Callable[[Any], str] | None = None
     lease: Duration = 60.0
     on_store_error: Literal["wait", "handle"] = "wait"
+    within: Any = None
 
     def __post_init__(self) -> None:
         if self.on_store_error not in ("wait", "handle"):
@@ -51,69 +53,66 @@ class Idempotency:
         object.__setattr__(self, "lease", seconds(self.lease, "Idempotency(lease=)"))
         if not self.lease:
             raise ValueError("Idempotency(lease=) must be more than 0 seconds")
+        if self.within is not None:
+            transactions_for(self.within)  # refuses what it does not know
+            if self.on_store_error == "handle":
+                raise ValueError("Idempotency(on_store_error='handle') makes no sense with within=: there is no other")
 
 
-class StoreCalls:
-    """A store whose concurrent calls are gathered into batches.
+class Undone(Exception):
+    """What was done did not take effect, or nobody knows: the message is not to blame, and is to come again."""
+
+
+class Admission(ABC):
+    """What a guard says to some messages, and what it is told about them afterwards.
 
     Attributes:
-        health: Whether the last call reached it.
+        verdicts: One for each claim.
+        transaction: What the handlers take as their connection, or None.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.health = Health(True)
-        self.claim: Calls[Claim, Verdict] = Calls(self._watched(store.claim), max_batch=200, in_flight=2)
-        self.complete: Calls[Completion, StoreError | None] = Calls(
-            self._watched(store.complete), max_batch=200, in_flight=2
-        )
-        self.release: Calls[Claim, None] = Calls(self._release, max_batch=200)
+    verdicts: Sequence[Verdict]
+    transaction: Any = None
 
-    async def aclose(self) -> None:
-        """Stop what runs and close the store."""
-        for calls in (self.claim, self.complete, self.release):
-            await calls.aclose()
-        await self.store.aclose()
+    @property
+    def granted(self) -> bool:
+        """Whether anything is to be handled."""
+        return any(isinstance(verdict, Granted) for verdict in self.verdicts)
 
-    def _watched(self, call: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> Callable[[Sequence[T]], Any]:
-        async def watched(items: Sequence[T]) -> Sequence[R]:
-            try:
-                results = await call(items)
-            except StoreUnavailable as exc:
-                self.health = Health(False, str(exc))
-                raise
-            self.health = Health(True)
-            return results
-
-        return watched
-
-    async def _release(self, claims: Sequence[Claim]) -> Sequence[None]:
-        await self.store.release(claims)
-        return [None] * len(claims)
+    @abstractmethod
+    async def settle(self, done: Sequence[tuple[Claim, bytes | None]], failed: Sequence[Claim] = ()) -> None:
+        """Mark claims done, with their replies; give up the failed ones."""
 
 
-class Guard:
+class Host(Protocol):
+    """What a guard needs of the receiver whose messages it guards."""
+
+    def pause_timeout(self, *, paused: bool) -> None:
+        """Stop the clock of the worker whose task this is, or set it to its handler's full time again."""
+        ...
+
+    def lose(self, received: Received) -> None:
+        """Cancel the message's handler: the message is somebody else's."""
+        ...
+
+
+class Guard(ABC):
     """Idempotency for one subscription.
 
     Args:
         options: The handler's wishes.
-        calls: The store.
         scope: Who handles: channel and group.
     """
 
-    def __init__(self, options: Idempotency, calls: StoreCalls, scope: str) -> None:
-        self._options = options
-        self._calls = calls
-        self._scope = scope
-        self._key = _key_function(options.key)
-        self._ttl = seconds(options.ttl, "ttl")
-        self._lease = seconds(options.lease, "lease")
-        self._running: set[Claim] = set()
+    settles_early: ClassVar[bool] = True
+    """Whether a handler may settle its delivery before it ends."""
 
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between two calls of `extend`."""
-        return self._lease / 3
+    def __init__(self, options: Idempotency, scope: str) -> None:
+        self._scope = scope
+        self._options = options
+        self._key = _key_function(options.key)
+        self.ttl = seconds(options.ttl, "ttl")
+        self.lease = seconds(options.lease, "lease")
 
     def claim_for(self, received: Received, payload: Any) -> Claim:
         """Return the claim to be made for a message.
@@ -128,63 +127,23 @@ class Guard:
                 if self._key is None
                 else f"Idempotency(key=) must give 1 to {_MAX_KEY} characters, got {key!r:.80}"
             )
+        if "\0" in key or not _encodable(key):
+            raise Reject(f"an idempotency key is text without NUL and lone surrogates, got {key!r:.80}")
         fingerprint = hashlib.blake2b(received.body, digest_size=16).hexdigest()
-        return Claim(self._scope, key, new_id(), fingerprint, self._lease)
+        return Claim(self._scope, key, new_id(), fingerprint, self.lease)
 
-    async def admit(self, claim: Claim) -> Verdict:
-        """Ask the store; wait for it while it is unreachable, or let the message through, as the options say."""
-        failures = 0
-        while True:
-            try:
-                verdict = await self._calls.claim(claim)
-            except StoreUnavailable as exc:
-                if self._options.on_store_error == "handle":
-                    _log.warning("the idempotency store is unreachable, handling without it: %s", exc)
-                    return Granted()
-                failures += 1
-                if failures == 1:
-                    _log.warning("the idempotency store is unreachable, waiting for it: %s", exc)
-                await asyncio.sleep(RECONNECT.delay(failures))
-            else:
-                if isinstance(verdict, Granted):
-                    self._running.add(claim)
-                return verdict
+    @abstractmethod
+    def admit(self, claims: Sequence[Claim], received: Sequence[Received]) -> AbstractAsyncContextManager[Admission]:
+        """Ask for the messages' claims; those that are granted and not settled when it ends are given up.
 
-    async def complete(self, claim: Claim, reply: bytes | None) -> None:
-        """Mark the claim done. Keeps trying while the store is unreachable: the effect has happened."""
-        failures = 0
-        while True:
-            try:
-                error = await self._calls.complete(Completion(claim, reply, self._ttl))
-            except StoreUnavailable as exc:
-                if self._options.on_store_error == "handle":
-                    _log.warning("%r was handled but the idempotency store does not know: %s", claim.key, exc)
-                    break
-                failures += 1
-                await asyncio.sleep(RECONNECT.delay(failures))
-            else:
-                if error is not None:
-                    _log.warning("%r took longer than its claim and may have been handled twice: %s", claim.key, error)
-                break
-        self._running.discard(claim)
+        Raises:
+            Undone: What was done inside did not take effect, or nobody knows; the messages are to come again.
+        """
 
-    async def release(self, claim: Claim) -> None:
-        """Give the claim up; if the store is unreachable its lease ends by itself."""
-        self._running.discard(claim)
-        try:
-            await self._calls.release(claim)
-        except StoreUnavailable as exc:
-            _log.warning("%r stays claimed until its lease ends: %s", claim.key, exc)
-
-    async def extend(self) -> None:
-        """Renew the claims of all running handlers."""
-        running = list(self._running)
-        if not running:
-            return
-        try:
-            await self._calls.store.extend(running)
-        except StoreUnavailable as exc:
-            _log.warning("%d idempotency claims could not be renewed: %s", len(running), exc)
+    @property
+    def heartbeat(self) -> Callable[[], Awaitable[None]] | None:
+        """What is to be called three times per lease, or None."""
+        return None
 
 
 def _key_function(key: str | Callable[[Any], str] | None) -> Callable[[Any], str] | None:
@@ -197,3 +156,11 @@ def _key_function(key: str | Callable[[Any], str] | None) -> Callable[[Any], str
         return str(value)
 
     return attribute
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

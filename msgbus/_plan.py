@@ -27,20 +27,30 @@ class Plan:
         name: Its qualified name, for logs and errors.
         types: The channel's payload types that it takes.
         wants_delivery: Whether a `Delivery` must be made for it.
-        wants_payload: Whether it takes the payload.
+        takes_deliveries: Whether it takes one itself (a batch handler: a list of them).
+        transaction: The type of connection it takes, or None.
     """
 
-    __slots__ = ("_arrange", "handler", "is_async", "name", "types", "wants_delivery", "wants_payload")
+    __slots__ = (
+        "_arrange",
+        "handler",
+        "is_async",
+        "name",
+        "takes_deliveries",
+        "transaction",
+        "types",
+        "wants_delivery",
+    )
 
-    def __init__(
-        self, handler: Callable[..., Any], types: tuple[Any, ...], arrange: Callable[..., tuple[Any, ...]] | None
-    ) -> None:
+    def __init__(self, handler: Callable[..., Any], types: tuple[Any, ...], roles: list[str], transaction: Any) -> None:
         self.handler = handler
         self.name = _name(handler)
         self.types = types
         self.is_async = _is_async(handler)
-        self._arrange = arrange
-        self.wants_delivery = arrange is not None
+        self._arrange = _arrangement(roles)
+        self.wants_delivery = self._arrange is not None
+        self.takes_deliveries = "delivery" in roles
+        self.transaction = transaction
 
     def caller(self, in_thread: InThread) -> Callable[[Any, Any], Awaitable[Any]]:
         """Return ``call(payload, delivery)``; plain functions run through *in_thread*.
@@ -74,22 +84,25 @@ def compile_plan(handler: Callable[..., Any], channel: Channel[Any], *, batch: b
     hints = _hints(handler, parameters, channel)
     roles: list[str] = []
     types = channel.types
+    transaction: Any = None
     for parameter in parameters:
         annotation = hints.get(parameter.name, Any)
         role = _role(annotation, batch=batch)
         if role == "payload":
             types = _accepted(handler, annotation, channel, batch=batch)
+        elif role == "transaction":
+            transaction = get_origin(annotation) or annotation
         if role in roles:
             raise HandlerError(
-                f"{_name(handler)}: parameter {parameter.name!r} is one too many; a handler takes the payload, "
-                "and if it likes a Delivery and a Message (by annotation)"
+                f"{_name(handler)}: parameter {parameter.name!r} is one too many; a handler takes the payload, and if "
+                "it likes a Delivery, a Message and the connection of Idempotency(within=) (by annotation)"
             )
         roles.append(role)
-    if not roles:
+    if not {*roles} - {"transaction"}:
         raise HandlerError(f"{_name(handler)} takes no parameter; a handler takes at least the payload or a Delivery")
-    if batch and len(roles) != 1:
+    if batch and len({*roles} - {"transaction"}) != 1:
         raise HandlerError(f"{_name(handler)}: a batch handler takes one list, of payloads or of Deliveries")
-    return Plan(handler, types, _arrangement(roles))
+    return Plan(handler, types, roles, transaction)
 
 
 def _arrangement(roles: list[str]) -> Callable[..., tuple[Any, ...]] | None:
@@ -105,6 +118,7 @@ def _arrangement(roles: list[str]) -> Callable[..., tuple[Any, ...]] | None:
                 "payload": lambda payload, _: payload,
                 "delivery": lambda _, delivery: delivery,
                 "message": lambda _, delivery: delivery.message,
+                "transaction": lambda _, delivery: delivery.transaction,
             }
             chosen = [pick[role] for role in roles]
             return lambda payload, delivery: tuple(choose(payload, delivery) for choose in chosen)
@@ -151,6 +165,8 @@ def _resolve(annotation: Any, target: Any, channel: Channel[Any]) -> Any:
 
 
 def _role(annotation: Any, *, batch: bool) -> str:
+    if _is_connection(get_origin(annotation) or annotation):
+        return "transaction"
     if batch:
         annotation = (get_args(annotation) or (Any,))[0]
         if (get_origin(annotation) or annotation) is Delivery:
@@ -158,6 +174,12 @@ def _role(annotation: Any, *, batch: bool) -> str:
         return "payload"
     origin = get_origin(annotation) or annotation
     return "delivery" if origin is Delivery else "message" if origin is Message else "payload"
+
+
+def _is_connection(annotation: Any) -> bool:
+    """Tell connections and sessions of whatever library by what they can do."""
+    can = (getattr(annotation, name, None) for name in ("commit", "rollback"))
+    return isinstance(annotation, type) and all(map(callable, can))
 
 
 def _accepted(handler: Callable[..., Any], annotation: Any, channel: Channel[Any], *, batch: bool) -> tuple[Any, ...]:

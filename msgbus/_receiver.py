@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,7 @@ class Receiver:
         self._ready: deque[Received] = deque()
         self._lanes = Lanes() if source.address.keyed else None
         self._workers: list[Worker] = []
+        self._by_task: dict[asyncio.Task[Any] | None, Worker] = {}
         self._idle: deque[asyncio.Future[None]] = deque()
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -101,6 +103,7 @@ class Receiver:
             worker = (BatchWorker if self.limits.batch else Worker)(self, handler, self._clock)
             worker.task = self._spawn(worker.run())
             self._workers.append(worker)
+            self._by_task[worker.task] = worker
         if self._capabilities.lease == "renewable":
             self._spawn(
                 renew_leases(self._subscription, self.limits.lease, self._clock, lambda: list(self._live), self._lost)
@@ -260,6 +263,20 @@ class Receiver:
     def ready(self) -> deque[Received]:
         """Messages that may be handled now (taken by workers)."""
         return self._ready
+
+    # -- guarding -----------------------------------------------------------------------------------------------
+
+    def pause_timeout(self, *, paused: bool) -> None:
+        """Stop the clock of the worker whose task this is, or set it to its handler's full time again."""
+        worker = self._by_task.get(asyncio.current_task())
+        if worker is not None and worker.since is not None:
+            worker.since = math.inf if paused else self._clock.monotonic()
+
+    def lose(self, received: Received) -> None:
+        """Cancel the message's handler: the message is somebody else's."""
+        for worker in self._workers:
+            if received in worker.holds:
+                worker.interrupt(Interruption.LEASE_LOST)
 
     # -- settling -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -82,6 +83,7 @@ class Registrations:
             HandlerError: Its signature does not fit, or another handler already takes the same messages.
         """
         plan = compile_plan(handler, channel, batch=options.batch > 0)
+        _check_transaction(plan, options)
         key = (channel.kind, channel.name, group)
         found = self._all.get(key)
         if found is None:
@@ -167,6 +169,22 @@ def _idempotency(value: bool | Idempotency) -> Idempotency | None:
     if value in (False, None):
         return None
     raise HandlerError(f"idempotent= takes True or Idempotency(…), got {value!r}")
+
+
+def _check_transaction(plan: Plan, options: ConsumeOptions) -> None:
+    within = options.idempotent is not None and options.idempotent.within is not None
+    if within and plan.transaction is None and not plan.takes_deliveries:
+        raise HandlerError(
+            f"{plan.name} does not take the connection of Idempotency(within=), so nothing it does is in its "
+            "transaction: add a parameter that is annotated with the connection's (or session's) class"
+        )
+    if plan.transaction is None:
+        return
+    shown = plan.transaction.__name__
+    if not within:
+        raise HandlerError(f"{plan.name} takes a {shown}: say whose, with idempotent=Idempotency(within=…)")
+    if inspect.iscoroutinefunction(plan.transaction.commit) and not plan.is_async:
+        raise HandlerError(f"{plan.name} is a plain function, but a {shown} is for 'async def'")
 
 
 def _check_joins(found: Registration, channel: Channel[Any], options: ConsumeOptions, plan: Plan) -> None:

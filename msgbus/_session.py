@@ -13,32 +13,26 @@ from msgbus._config import Settings
 from msgbus._connections import Connection, Connections
 from msgbus._consumers import check_registration, drain_all, start_receiver
 from msgbus._dispatch import ConsumeMiddleware
-from msgbus._idempotency import StoreCalls
+from msgbus._guards import Guards
 from msgbus._names import check_name
 from msgbus._publisher import Encoder, PublishMiddleware
 from msgbus._receiver import Receiver
 from msgbus._registration import Registration
-from msgbus._registry import has_store, store_class
 from msgbus._requests import remote_error
 from msgbus._time import Clock
 from msgbus.adapter import AdapterConfig, Address, Health, Kind, Outgoing, Source
 from msgbus.errors import (
     ChannelError,
-    ConfigError,
     DecodeError,
     EncodeError,
     HandlerError,
     MsgbusError,
     RemoteError,
-    StoreError,
 )
 
 __all__ = ["Gathered", "HealthReport", "Session"]
 
 R = TypeVar("R")
-
-_PURGE_EVERY = 60.0
-_PURGE_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,8 @@ class HealthReport:
         ok: True when every broker and the store are reachable and every running subscription is receiving.
         brokers: Each broker's health, by its URL (credentials masked).
         subscriptions: Whether each running subscription is receiving, by ``channel`` or ``channel@group``.
-        store: The idempotency store's health; None when no handler needs it.
+        store: The health of the idempotency store and of the databases of `Idempotency(within=)`; None when no handler
+            needs any.
     """
 
     ok: bool
@@ -105,8 +100,7 @@ class Session:
         self._on_failure = on_failure
         self._connections = Connections(settings, self._config, publish_middleware, self._crash)
         self._targets: dict[Channel[Any], tuple[Connection, Address]] = {}
-        self._calls: StoreCalls | None = None
-        self._purger: asyncio.Task[None] | None = None
+        self.guards = Guards(settings, self._config)
 
     async def open(self, registrations: Sequence[Registration]) -> None:
         """Connect, and declare what the handlers consume."""
@@ -115,8 +109,7 @@ class Session:
             connection = await self._connections.get(registration.channel.name)
             check_registration(registration, connection, self.settings)
             await connection.declare(sources=[registration.source(self.settings.namespace)])
-        if any(r.options.idempotent for r in registrations):
-            await self._open_store()
+        await self.guards.open(registrations)
 
     async def start(self, registrations: Sequence[Registration], *, only: frozenset[str]) -> None:
         """Start the handlers that do not run yet."""
@@ -130,7 +123,7 @@ class Session:
                 await self._connections.get(registration.channel.name),
                 self.settings,
                 clock=self._clock,
-                calls=self._calls,
+                guard=self.guards.maker(registration),
                 middleware=self._consume_middleware,
                 on_failure=self._on_failure,
                 on_crash=self._crash,
@@ -157,11 +150,7 @@ class Session:
         try:
             await self.drain(self.settings.drain_timeout)
         finally:
-            if self._purger is not None:
-                self._purger.cancel()
-                await asyncio.wait([self._purger])
-            if self._calls is not None:
-                await self._calls.aclose()
+            await self.guards.aclose()
             await self._connections.aclose()
             self.crashed.cancel()
 
@@ -254,7 +243,7 @@ class Session:
         brokers = {str(c.adapter.url): c.adapter.health for c in self._connections}
         subscriptions = {label: receiver.healthy for label, receiver in self.receivers.items()}
         ok = all(health.ok for health in brokers.values()) and all(subscriptions.values())
-        store = None if self._calls is None else self._calls.health
+        store = self.guards.health
         ok = ok and (store is None or store.ok) and not self.crashed.done()
         return HealthReport(ok, brokers, subscriptions, store)
 
@@ -263,33 +252,6 @@ class Session:
         if channel is None:
             return (await self._connections.open_default()).adapter.raw
         return (await self._connections.get(channel.name)).adapter.raw
-
-    # -- idempotency --------------------------------------------------------------------------------------------
-
-    async def _open_store(self) -> None:
-        url = self.settings.idempotency_url
-        if url is None and has_store(self.settings.url):
-            url = self.settings.url
-        if url is None:
-            raise ConfigError(
-                "a handler is idempotent, but there is no store to remember what was handled: set "
-                "MSGBUS_IDEMPOTENCY_URL (for example redis://localhost:6379 or sqlite:///handled.db)"
-            )
-        store = store_class(url)(url, self._config)
-        await store.open()
-        self._calls = StoreCalls(store)
-        self._purger = asyncio.create_task(self._purge())
-
-    async def _purge(self) -> None:
-        """Delete expired records in small batches, so that nobody has to."""
-        assert self._calls is not None
-        while True:
-            try:
-                deleted = await self._calls.store.purge(_PURGE_BATCH)
-            except StoreError:
-                deleted = 0  # the store is away; claims report that, and the next round tries again
-            if deleted < _PURGE_BATCH:
-                await self._clock.sleep(_PURGE_EVERY)
 
     def _crash(self, error: BaseException) -> None:
         if not self.crashed.done():

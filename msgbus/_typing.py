@@ -79,6 +79,21 @@ class SubscriptionOptions(HandlerOptions, total=False):
     start: Start | None
 
 
+class SupportsCommit(Protocol):
+    """A connection or session, of whatever library: what `Idempotency(within=)` gives handlers."""
+
+    def commit(self) -> Any:
+        """Commit."""
+        ...
+
+    def rollback(self) -> Any:
+        """Roll back."""
+        ...
+
+
+C = TypeVar("C", bound=SupportsCommit)
+
+
 class Registrar(Protocol[T]):
     """Takes a handler of payloads of type T, and returns it as it is."""
 
@@ -90,6 +105,12 @@ class Registrar(Protocol[T]):
     def __call__(self, handler: Callable[[Delivery[T]], X], /) -> Callable[[Delivery[T]], X]: ...
     @overload
     def __call__(self, handler: Callable[[T, Message], X], /) -> Callable[[T, Message], X]: ...
+    @overload
+    def __call__(self, handler: Callable[[T, C], X], /) -> Callable[[T, C], X]: ...
+    @overload
+    def __call__(self, handler: Callable[[T, C, Delivery[T]], X], /) -> Callable[[T, C, Delivery[T]], X]: ...
+    @overload
+    def __call__(self, handler: Callable[[T, Delivery[T], C], X], /) -> Callable[[T, Delivery[T], C], X]: ...
 
 
 class BatchRegistrar(Protocol[T]):
@@ -99,6 +120,10 @@ class BatchRegistrar(Protocol[T]):
     def __call__(self, handler: Callable[[list[T]], X], /) -> Callable[[list[T]], X]: ...
     @overload
     def __call__(self, handler: Callable[[list[Delivery[T]]], X], /) -> Callable[[list[Delivery[T]]], X]: ...
+    @overload
+    def __call__(self, handler: Callable[[list[T], C], X], /) -> Callable[[list[T], C], X]: ...
+    @overload
+    def __call__(self, handler: Callable[[list[Delivery[T]], C], X], /) -> Callable[[list[Delivery[T]], C], X]: ...
 
 
 class ReplyRegistrar(Protocol[Q, R]):
@@ -114,3 +139,7 @@ class ReplyRegistrar(Protocol[Q, R]):
     ) -> Callable[[Q, Delivery[Q]], Awaitable[R]]: ...
     @overload
     def __call__(self, handler: Callable[[Q, Delivery[Q]], R], /) -> Callable[[Q, Delivery[Q]], R]: ...
+    @overload
+    def __call__(self, handler: Callable[[Q, C], Awaitable[R]], /) -> Callable[[Q, C], Awaitable[R]]: ...
+    @overload
+    def __call__(self, handler: Callable[[Q, C], R], /) -> Callable[[Q, C], R]: ...

@@ -12,13 +12,14 @@ A store package imports `msgbus.store` and `msgbus.errors` only and registers it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from msgbus._time import Clock, SystemClock
 from msgbus._url import BusURL, parse_options
-from msgbus.adapter import AdapterConfig
+from msgbus.adapter import AdapterConfig, Provision
 from msgbus.errors import StoreError
 
 __all__ = [
@@ -31,8 +32,11 @@ __all__ = [
     "Granted",
     "InProgress",
     "Mismatch",
+    "Provision",
+    "Statements",
     "Store",
     "SystemClock",
+    "Transactions",
     "Verdict",
     "parse_options",
 ]
@@ -107,6 +111,69 @@ class Mismatch:
 Verdict = Granted | InProgress | Done | Mismatch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statements:
+    """The SQL of a store whose records can be written inside an application's own transactions.
+
+    It is run on the application's connection, whichever library that is of: ``:name`` stands for a parameter.
+
+    Attributes:
+        create: Create the tables; each changes nothing where its table is there.
+        exists: Fails where the tables are missing.
+        claim: Claim ``:key`` of ``:scope`` for ``:owner`` with ``:fingerprint`` and ``:lease``. Gives the record as it
+            is then: owner, fingerprint, done, seconds that remain, reply; no row if another transaction is at it.
+        complete: Mark the claim done with ``:reply`` for ``:ttl`` seconds; gives a row unless the claim was lost.
+        release: Delete the claim.
+        purge: Delete up to ``:limit`` expired records; gives a row for each.
+
+    All but the first two may use ``:now``, the time of the bus's clock, where the database has none.
+    """
+
+    create: tuple[str, ...]
+    exists: str
+    claim: str
+    complete: str
+    release: str
+    purge: str
+
+
+class Transactions(ABC):
+    """Transactions of an application's database, for `Idempotency(within=)`.
+
+    msgbus brings those of psycopg, SQLAlchemy, `sqlite3` and aiosqlite; give an object of your own class for another
+    library. Used by one event loop; several transactions may be open at once.
+    """
+
+    @property
+    @abstractmethod
+    def dialect(self) -> str:
+        """The database: the URL scheme of the store whose tables are used, ``postgresql`` or ``sqlite``."""
+
+    async def open(self) -> None:  # noqa: B027 - most have nothing to do
+        """Get ready. Called once, before anything else."""
+
+    @abstractmethod
+    def begin(self) -> AbstractAsyncContextManager[Any]:
+        """Begin a transaction; give the connection that handlers take. Commits at the end, or rolls back on errors."""
+
+    @abstractmethod
+    async def execute(self, connection: Any, sql: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run one statement of `Statements` inside the transaction; return its rows.
+
+        Args:
+            connection: What `begin` gave.
+            sql: The statement; ``:name`` stands for a parameter.
+            values: The parameters by name, and perhaps some that the statement does not have.
+        """
+
+    @abstractmethod
+    def is_lost(self, connection: Any, error: BaseException) -> bool:
+        """Tell whether *error* happened because the connection broke, so that it says nothing about the message."""
+
+    async def aclose(self) -> None:  # noqa: B027 - as above
+        """Close what was opened here."""
+
+
 class Store(ABC):
     """One idempotency store. Used by one event loop; all methods may be called concurrently.
 
@@ -116,6 +183,8 @@ class Store(ABC):
 
     name: ClassVar[str]
     """The store's name in errors: its URL scheme."""
+    statements: ClassVar[Statements | None] = None
+    """What `Idempotency(within=)` uses, where the store is a SQL database."""
 
     def __init__(self, url: BusURL, config: AdapterConfig) -> None:
         self.url = url

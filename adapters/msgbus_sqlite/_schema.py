@@ -14,13 +14,14 @@ A source's place is twice its row's id, the place of its dead letters one more.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgbus.errors import ConfigError, TopologyError
 
-__all__ = ["BUS", "STORE", "Part", "ensure_tables"]
+__all__ = ["BUS", "STORE", "Part", "ensure_tables", "idempotent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,16 @@ STORE = Part(
         "CREATE INDEX msgbus_claim_expires ON msgbus_claim (expires)",
     ),
 )
+
+
+def idempotent(part: Part) -> tuple[str, ...]:
+    """Return the statements that create *part* where it is missing, and change nothing where it is there."""
+    tables = [
+        re.sub(r"^CREATE (TABLE|INDEX) (?!IF)", r"CREATE \1 IF NOT EXISTS ", statement.strip())
+        for statement in (_VERSIONS, *part.tables)
+    ]
+    version = f"INSERT OR IGNORE INTO msgbus_schema VALUES ('{part.name}', {part.version})"  # noqa: S608 - our own
+    return (*tables, version)
 
 
 def ensure_tables(db: sqlite3.Connection, path: Path, part: Part, *, create: bool) -> None:

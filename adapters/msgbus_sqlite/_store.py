@@ -18,12 +18,14 @@ from msgbus.store import (
     Granted,
     InProgress,
     Mismatch,
+    Statements,
     Store,
     Verdict,
     parse_options,
 )
 from msgbus_sqlite._connection import open_database
 from msgbus_sqlite._errors import translate
+from msgbus_sqlite._inbox import STATEMENTS
 from msgbus_sqlite._options import Options, database_path
 from msgbus_sqlite._schema import STORE
 from msgbus_sqlite._writer import Transaction, Writer
@@ -55,6 +57,7 @@ class SQLiteStore(Store):
     """Idempotency records in a SQLite file, the bus's own or another, shared by the processes of one machine."""
 
     name: ClassVar[str] = "sqlite"
+    statements: ClassVar[Statements | None] = STATEMENTS
 
     def __init__(self, url: BusURL, config: AdapterConfig) -> None:
         super().__init__(url, config)

@@ -24,6 +24,7 @@ _COMMANDS = {
     "dlq": "dlq",
     "status": "status",
     "check": "check",
+    "store": "store",
     "contract": "contract",
     "version": "version",
 }

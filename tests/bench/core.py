@@ -142,7 +142,7 @@ async def dispatch_us(count: int) -> float:
         connection,
         settings,
         clock=clock,
-        calls=None,
+        guard=None,
         middleware=(),
         on_failure=None,
         on_crash=_raise,

@@ -174,7 +174,7 @@ def test_prefetch_must_feed_the_handlers() -> None:
 
 def test_an_idempotent_handler_needs_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a store the bus does not start; not the first duplicate finds out."""
-    monkeypatch.setattr("msgbus._session.has_store", lambda _: False)
+    monkeypatch.setattr("msgbus._guards.has_store", lambda _: False)
     bus = Bus("memory://")
     bus.on(Queue("q", Order), idempotent=True)(lambda order: None)
 

@@ -210,7 +210,7 @@ class Flaky(MemoryStore):
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
-    monkeypatch.setattr("msgbus._session.store_class", lambda _: Flaky)
+    monkeypatch.setattr("msgbus._guards.store_class", lambda _: Flaky)
     monkeypatch.setattr(Flaky, "away", True)
     return Flaky
 

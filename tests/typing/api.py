@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, assert_type
@@ -65,6 +66,18 @@ async def quote(order: Order) -> Price:
 @bus.on(price)
 def quote_plainly(order: Order) -> Price:
     return Price(1.0)
+
+
+@bus.on(orders, idempotent=Idempotency(within=lambda: sqlite3.connect("app.db")))
+async def inside(order: Order, db: sqlite3.Connection) -> None: ...
+
+
+@bus.on(orders, batch=10, idempotent=Idempotency(within=lambda: sqlite3.connect("app.db")))
+async def batch_inside(batch: list[Order], db: sqlite3.Connection) -> None: ...
+
+
+@bus.on(orders)  # type: ignore[arg-type]
+def takes_another_s_delivery(order: Order, delivery: Delivery[Price]) -> None: ...
 
 
 assert_type(plain, Callable[[Order, Delivery[Order]], None])

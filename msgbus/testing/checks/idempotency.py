@@ -180,10 +180,11 @@ async def a_killed_claimant_is_replaced(t: Case) -> None:
         await started.wait()
         session = dying._session  # noqa: SLF001 - a death without goodbye: its claim is not released
         assert session is not None
-        assert session._calls is not None  # noqa: SLF001
-        release, session._calls.store.release = session._calls.store.release, _forget  # type: ignore[method-assign]  # noqa: SLF001
+        calls = session.guards.calls
+        assert calls is not None
+        release, calls.store.release = calls.store.release, _forget  # type: ignore[method-assign]
         await dying.drain(timeout=0)
-        session._calls.store.release = release  # type: ignore[method-assign]  # noqa: SLF001
+        calls.store.release = release  # type: ignore[method-assign]
         await other.start()
         await t.eventually(lambda: seen, within=30)
 
