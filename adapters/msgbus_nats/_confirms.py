@@ -36,6 +36,9 @@ __all__ = ["Confirms", "Job", "Mode"]
 _WINDOW = 32 * 1024 * 1024
 """Bytes that may be unconfirmed at once. The server refuses more than 128 MiB per stream from all clients."""
 _FORBIDDEN = re.compile(r'permissions violation for publish to "(.+?)"')
+_MOST = 2_000
+"""Messages that may be unconfirmed at once. Fewer idle while confirmations travel; more make a slow server slower,
+until it confirms after the timeout what was sent again already."""
 _CHUNK = 64 * 1024
 """Bytes that are written at once. Smaller costs system calls, larger lets the server wait for us."""
 _SILENCE = 0.01
@@ -141,7 +144,8 @@ class Confirms:
         self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._bytes = 0
         self._room = asyncio.Event()
-        self._writing = asyncio.Lock()
+        self._storing = asyncio.Lock()
+        self._casting = asyncio.Lock()
         link.on_complaint = self._complained
 
     async def attach(self, client: Client) -> None:
@@ -171,8 +175,10 @@ class Confirms:
         batch = _Batch(jobs, self._next)
         self._next += len(jobs)
         try:
-            async with self._writing:  # one call's messages are in the stream before the next one's
-                await self._send(client, batch)
+            stored = any(job.mode is Mode.STORED for job in jobs)
+            # One call's messages are in the stream before the next one's. Requests do not wait for room with them.
+            async with self._storing if stored else self._casting:
+                await self._send(client, batch, wait=stored)
             self._batches[batch] = self._monotonic() + self._timeout
             await batch.done
         finally:
@@ -184,12 +190,12 @@ class Confirms:
                     self._settle(batch, index, None)
         return batch.results
 
-    async def _send(self, client: NatsClient, batch: _Batch) -> None:
+    async def _send(self, client: NatsClient, batch: _Batch, *, wait: bool) -> None:
         jobs = batch.jobs
         sound = [index for index in range(len(jobs)) if not self._refuse(batch, index)]
         for chunk in _chunks(jobs, sound):
             size = sum(len(jobs[index].body) for index in chunk)
-            while self._bytes and self._bytes + size > _WINDOW:
+            while wait and self._pending and (self._bytes + size > _WINDOW or len(self._pending) >= _MOST):
                 self._room.clear()
                 await self._room.wait()
             self._write(client, batch, chunk)

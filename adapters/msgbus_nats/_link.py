@@ -26,6 +26,7 @@ from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, ConfigErr
 from msgbus_nats._client import Dialer, Handler, NatsClient, frame
 from msgbus_nats._errors import ApiError, translate
 from msgbus_nats._options import NatsOptions
+from msgbus_nats._round_trips import RoundTrips
 
 __all__ = ["Link", "Member"]
 
@@ -86,9 +87,7 @@ class Link:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lost = asyncio.Event()
         self._gone: asyncio.Future[None] | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-        self._travelling: list[asyncio.Future[None]] = []
-        self._departure: asyncio.TimerHandle | None = None
+        self._round_trips = RoundTrips()
         self._arrivals: list[asyncio.Future[None]] = []
         self._counter = 0
         self._closed = False
@@ -216,46 +215,12 @@ class Link:
         await self.reading()
 
     def reading(self, *, patience: float = 0.0) -> asyncio.Future[None]:
-        """Return a future that is done once the server has read all that was written so far.
-
-        Who asks while a round trip is under way shares the next one with others. Who cancels the future spares it.
-
-        Args:
-            patience: Seconds in which to wait for a round trip of somebody else's.
+        """Return a future that is done once the server has read all that was written so far; see `RoundTrips`.
 
         Raises:
-            BrokerUnavailable: There is no connection; the future, if it broke first.
+            BrokerUnavailable: There is no connection; the future, if it breaks first.
         """
-        client = self.use()
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(waiter)
-        if self._travelling:
-            pass  # the next one begins when this one is over
-        elif not patience:
-            self._depart(client)
-        elif self._departure is None:
-            self._departure = loop.call_later(patience, self._depart, client)
-        return waiter
-
-    def _depart(self, client: NatsClient) -> None:
-        if self._departure is not None:
-            self._departure.cancel()
-            self._departure = None
-        if self.client is client:
-            self._travelling, self._waiters = [w for w in self._waiters if not w.done()], []
-            if self._travelling:
-                client.ping().add_done_callback(lambda _: self._returned(client))
-
-    def _returned(self, client: NatsClient) -> None:
-        if self.client is not client:
-            return  # `_drop` has told everybody
-        travelled, self._travelling = self._travelling, []
-        if self._waiters:
-            self._depart(client)
-        for waiter in travelled:
-            if not waiter.done():
-                waiter.set_result(None)
+        return self._round_trips.ask(self.use(), patience)
 
     async def _while_up(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await something of the client's, but not longer than its connection lives."""
@@ -357,11 +322,7 @@ class Link:
         self._on_health(Health(False, why))
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
-        waiters, self._waiters, self._travelling = self._travelling + self._waiters, [], []
-        _fail(waiters, BrokerUnavailable(why))
-        if self._departure is not None:
-            self._departure.cancel()
-            self._departure = None
+        self._round_trips.fail(BrokerUnavailable(why))
         for member in list(self._members):
             member.detach()
 
@@ -395,9 +356,3 @@ class Link:
             break
         if self.client is client:
             self._lost.set()
-
-
-def _fail(waiters: list[asyncio.Future[None]], error: BrokerError) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_exception(error)
