@@ -209,11 +209,23 @@ class Producer:
 
         The library tries a topic that was deleted again for ever, several times a second.
         """
-        while not (await asyncio.wait([future], timeout=_DOUBT))[0]:
+        done, _ = await asyncio.wait([future], timeout=_DOUBT)
+        if not done:
+            gone = asyncio.create_task(self._wait_until_gone(topic))
+            try:
+                await asyncio.wait([future, gone], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+            if not future.done():
+                raise TopicGone(f"{topic} was deleted")
+        future.result()
+
+    async def _wait_until_gone(self, topic: str) -> None:
+        while True:
             with contextlib.suppress(BrokerError):  # nobody can tell now
                 if not await self._exists(topic):
-                    raise TopicGone(f"{topic} was deleted")
-        future.result()
+                    return
+            await asyncio.sleep(_DOUBT)
 
     async def _sort_out(self, producer: Any, tp: TopicPartition, records: Sequence[Record], exc: Exception) -> None:
         """Send a refused batch's records one by one: the topic's limit is for batches, one may be to blame."""

@@ -105,7 +105,7 @@ async def _listen(session: Session, channel: Channel[Any], start: Start | None, 
     connection, source = await session.source(channel, f"tail-{os.getpid()}-{new_id()[:6]}")
     adapter = connection.adapter
     if adapter.capabilities.replay:
-        start = start or "latest"  # a log's new group may begin at its first message
+        start = "latest" if start is None else start  # a log's new group may begin at its first message
     elif start is not None:
         raise UnsupportedFeature(adapter.name, "replay", f"{channel!r} can only be read from now on")
     await connection.declare(sources=[source])

@@ -43,6 +43,7 @@ def test_tail_reads_a_topic_from_anywhere_and_leaves_nothing_behind(kit):
             assert [(m["body"], m["position"]) for m in whole] == [(n, n) for n in range(5)]
             assert [m["body"] for m in await msgbus(kit, "tail", name, "--from", "2", "--limit", "3")] == [2, 3, 4]
             assert [m["body"] for m in await msgbus(kit, "tail", name, "--from", noon, "--limit", "2")] == [3, 4]
+            assert [m["body"] for m in await msgbus(kit, "tail", name, "--from", "0", "--limit", "1")] == [0]
             assert await ready(adapter, source) == 5
             assert not [topic for topic in await admin.list_topics() if "tail-" in topic]
 
