@@ -11,7 +11,7 @@ from msgbus.testing._check import load_checks
 class TestRedisStore(StoreContract):
     @pytest.fixture
     def harness(self, brokers):
-        return StoreHarness(brokers("redis").url)
+        return StoreHarness(brokers("redis").url, unit=0.5)
 
 
 class TestHandledOnce(AdapterContract):
@@ -19,7 +19,7 @@ class TestHandledOnce(AdapterContract):
 
     @pytest.fixture
     def harness(self, brokers):
-        return Harness(url="memory://kit", tick=0.1, lease=1.0, store_url=brokers("redis").url)
+        return Harness(url="memory://kit", tick=0.1, lease=2.0, store_url=brokers("redis").url)
 
     @pytest.mark.parametrize("check", load_checks("H"), ids=str)
     def test_contract(self, check, harness, record_property):

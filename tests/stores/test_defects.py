@@ -20,7 +20,7 @@ from tests.core.support import eventually, run
 
 ROOT = Path(__file__).resolve().parents[2]
 work = Queue("work", str)
-LEASE = 0.6
+LEASE = 1.2
 DYING = """
 import asyncio, os, signal, sys
 from tests.stores.test_defects import Granted, claim, opened
@@ -79,31 +79,31 @@ def test_a_key_is_not_marked_before_its_handler_succeeded(url: str) -> None:
             await bus.send(work, "x", id="same")
             await eventually(lambda: len(calls) == 3)
             await bus.send(work, "x", id="same")
-            await eventually(lambda: idle(bus))
+            await eventually(lambda: idle(bus), within=30)
 
-    run(main())
+    run(main(), within=60)
 
     assert len(calls) == 3
 
 
 def test_a_live_claim_is_not_taken_for_an_orphan(url: str) -> None:
-    """A handler that runs five leases long keeps its claim: the duplicate waits for it and is not run."""
+    """A handler that runs three leases long keeps its claim: the duplicate waits for it and is not run."""
     bus, calls = Bus("memory://", idempotency_url=url), []
 
     @bus.on(work, idempotent=Idempotency(lease=LEASE), concurrency=4)
     async def handle(payload: str) -> None:
         calls.append(payload)
-        await asyncio.sleep(5 * LEASE)
+        await asyncio.sleep(3 * LEASE)
 
     async def main() -> None:
         async with bus:
             await bus.start()
             for _ in range(3):
                 await bus.send(work, "x", id="same")
-            await asyncio.sleep(4 * LEASE)
-            await eventually(lambda: idle(bus))
+            await asyncio.sleep(2 * LEASE)
+            await eventually(lambda: idle(bus), within=30)
 
-    run(main())
+    run(main(), within=60)
 
     assert calls == ["x"]
 
@@ -122,7 +122,7 @@ def test_a_killed_worker_s_claim_ends(url: str) -> None:
                 (verdict,) = await store.claim([claim("heir", lease=60)])
                 await asyncio.sleep(0.02)
 
-    run(main())
+    run(main(), within=60)
 
 
 async def _running(url: str, then: Callable[[Store, Claim], Awaitable[None]]) -> tuple[list[str], list[str]]:

@@ -103,9 +103,9 @@ def test_messages_wait_for_the_store(server: Server, how: str) -> None:
         async with load.bus as bus:
             await bus.start()
             await load.send()
-            await eventually(lambda: len(load.handled) > 40)
+            await eventually(lambda: len(load.handled) > 40, within=30)
             await server.leave(how)
-            await eventually(lambda: not bus.health().ok)
+            await eventually(lambda: not bus.health().ok, within=30)
             store = bus.health().store
             assert store is not None
             assert "unavailable" in store.reason
@@ -114,7 +114,7 @@ def test_messages_wait_for_the_store(server: Server, how: str) -> None:
             assert len(load.handled) <= before + 8  # those that had their claims
             await server.come_back()
             await load.all_handled(MESSAGES)
-            await eventually(lambda: bus.health().ok)
+            await eventually(lambda: bus.health().ok, within=30)
             assert await load.dead() == 0
 
         assert set(load.handled.values()) == {1}
@@ -178,7 +178,6 @@ def test_transactions_survive_their_database(server: Server, how: str, make: Any
         async with bus:
             await bus.start()
             await bus.send_many(work, [f"job {number}" for number in range(MESSAGES)])
-            await eventually(lambda: len(attempts) > 0)
             await eventually(lambda: len(database.effects) > 20, within=30)
             await server.leave(how)
             if how != "stall":  # a database that says nothing is waited for, like a slow one
@@ -205,7 +204,7 @@ def test_a_table_that_disappears_is_waited_for(server: Server, postgres: str) ->
             await bus.start()
             await db.execute("ALTER TABLE msgbus_claim RENAME TO elsewhere")
             await load.send()
-            await eventually(lambda: not bus.health().ok)
+            await eventually(lambda: not bus.health().ok, within=30)
             assert not load.handled
             await db.execute("ALTER TABLE elsewhere RENAME TO msgbus_claim")
             await load.all_handled(MESSAGES)
