@@ -99,7 +99,7 @@ def test_messages_wait_for_the_store(server: Server, how: str) -> None:
     """
 
     async def main() -> None:
-        load = Load(True, f"{server.url}?timeout=1")
+        load = Load(True, f"{server.url}?timeout=3")
         async with load.bus as bus:
             await bus.start()
             await load.send()
@@ -128,7 +128,7 @@ def test_availability_can_be_chosen(server: Server) -> None:
     """With on_store_error="handle" messages are handled while the store is away, and remembered again afterwards."""
 
     async def main() -> None:
-        load = Load(Idempotency(on_store_error="handle"), f"{server.url}?timeout=1")
+        load = Load(Idempotency(on_store_error="handle"), f"{server.url}?timeout=3")
         async with load.bus as bus:
             await bus.start()
             await server.leave("stop")
