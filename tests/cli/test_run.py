@@ -102,12 +102,13 @@ def test_only_consumes_what_is_named(cli, start):
     assert not [line for line in worker.lines if "in_order" in line]
 
 
-def test_factories_application_folders_and_log_levels(project, start):
+def test_factories_application_folders_and_log_levels(project, cli, start):
     (project / "sub").mkdir()
     (project / "app.py").rename(project / "sub" / "other.py")
     with start("run", "other:make", "--factory", "--app-dir", "sub", "--log-level", "debug") as worker:
-        worker.wait_for_line("DEBUG asyncio")
         worker.wait_for_line("consuming")
+        assert cli("send", "orders", '{"id": "bad"}').exit_code == 0
+        worker.wait_for_line("DEBUG msgbus: attempt 1 on queue 'orders' failed")
 
 
 def test_an_application_s_own_logging_is_left_alone(project, start):
