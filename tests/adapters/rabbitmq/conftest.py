@@ -34,8 +34,8 @@ from scripts.brokers.fixtures import brokers
 
 __all__ = ["brokers"]
 
-PATIENCE = 20.0
-"""Seconds until something that must happen is given up."""
+PATIENCE = 60.0
+"""Seconds until something that must happen is given up: many, for they cost nothing where it does."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,7 +76,7 @@ class Rig:
     async def adapter(
         self, *sources: Source, options: str = "", url: str = "", provision: Provision = Provision.CREATE
     ) -> AsyncIterator[RabbitMQAdapter]:
-        config = AdapterConfig(service="test", instance=secrets.token_hex(4), provision=provision, connect_timeout=10)
+        config = AdapterConfig(service="test", instance=secrets.token_hex(4), provision=provision, connect_timeout=30)
         adapter = RabbitMQAdapter(BusURL.parse((url or self.broker.url) + options), config)
         await adapter.open()
         try:
@@ -147,7 +147,7 @@ async def eventually(condition: Callable[[], Any], what: str) -> None:
 async def persist(adapter: RabbitMQAdapter, messages: Sequence[Outgoing]) -> list[PublishError | None]:
     """Publish as the core does: again, while an error says that this helps."""
     results: dict[int, PublishError | None] = {}
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(3 * PATIENCE):
         while len(results) < len(messages):
             left = [i for i in range(len(messages)) if i not in results]
             try:

@@ -18,8 +18,16 @@ ATTEMPTS = 1
 
 async def work(url: str) -> None:
     """Handle messages until a good one is done."""
-    bus = Bus(url, prefetch=1)
     done = asyncio.Event()
+    bus = make_bus(url, done, "skip")
+    async with bus:
+        await bus.start()
+        await done.wait()
+
+
+def make_bus(url: str, done: asyncio.Event, topology: str) -> Bus:
+    """Return a bus whose handler dies of poison."""
+    bus = Bus(url, prefetch=1, topology=topology)
 
     @bus.on(JOBS, concurrency=1, retry=Retry(attempts=ATTEMPTS))
     async def handle(text: str) -> None:
@@ -27,13 +35,18 @@ async def work(url: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         done.set()
 
-    async with bus:
-        await bus.start()
-        await done.wait()
+    return bus
+
+
+async def declare(url: str) -> None:
+    """Declare once what the workers use."""
+    async with make_bus(url, asyncio.Event(), "create"):
+        pass
 
 
 def main(url: str) -> None:
     """Fork workers until one ends well."""
+    asyncio.run(declare(url))
     deaths = 0
     while True:
         child = os.fork()

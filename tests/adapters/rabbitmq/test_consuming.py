@@ -101,7 +101,7 @@ async def test_a_delayed_message_is_never_early_and_hardly_late(rig, delay):
 
         assert {"retried", "scheduled"} == set(waits)
         assert delay <= min(waits.values())
-        assert max(waits.values()) < delay + 1.5  # the machine is busy; the steps are 0.1 s
+        assert max(waits.values()) < delay + 5  # the machine may be busy; the steps are 0.1 s
 
 
 async def test_a_delayed_message_keeps_its_headers_and_carries_the_new_ones(rig):
@@ -128,7 +128,7 @@ async def test_delays_do_not_block_each_other(rig):
             await rig.publish(adapter, source, f"long-{number}", delay=60.0)
         await rig.publish(adapter, source, "short", delay=0.3)
 
-        assert await take(subscription, 1, 5) == ["short"]
+        assert await take(subscription, 1, 40) == ["short"]
 
 
 async def test_a_delayed_message_to_a_queue_deleted_meanwhile_is_kept_aside(rig):
@@ -353,7 +353,7 @@ async def test_a_message_that_kills_its_consumer_is_dead_lettered(rig):
         await bus.send_many(poison.JOBS, ["poison", "good"])
         command = [sys.executable, poison.__file__, rig.broker.url]
         worker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(250):
             printed, _ = await worker.communicate()
         (dead,) = await (await bus.dead_letters(poison.JOBS)).peek()
 

@@ -11,7 +11,7 @@ import pytest
 from msgbus.adapter import Ack, Topology
 from msgbus.errors import AccessDenied, BrokerUnavailable
 from msgbus.testing.faults import FaultProxy
-from tests.adapters.rabbitmq.conftest import eventually, persist, receive, subscribe, take
+from tests.adapters.rabbitmq.conftest import PATIENCE, eventually, persist, receive, subscribe, take
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def proxy(broker):
 async def consume_until(subscription, wanted):
     """Receive and ack until each of *wanted* was seen; return how many came more than once."""
     seen, extra = set(), 0
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(3 * PATIENCE):
         while not wanted <= seen:
             try:
                 got = await subscription.receive(100, 1.0)
@@ -125,7 +125,7 @@ async def test_a_silent_peer_is_given_up(rig, proxy):
         noticed = time.monotonic() - start
         proxy.heal()
 
-        assert noticed < 4  # two heartbeats, and some for a busy machine
+        assert noticed < 15  # two heartbeats, and some for a busy machine; TCP takes minutes
         assert await persist(adapter, [rig.message(source, "after")]) == [None]
         assert await take(subscription, 1) == ["after"]
 

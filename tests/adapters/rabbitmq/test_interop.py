@@ -14,7 +14,7 @@ import pytest
 from msgbus.adapter import Ack, Address, DeadLetter, Kind, Nack, Source, Topology
 from msgbus.errors import ConfigError, PublishRejected
 from msgbus_rabbitmq._message import read_headers
-from tests.adapters.rabbitmq.conftest import receive, subscribe, take
+from tests.adapters.rabbitmq.conftest import PATIENCE, receive, subscribe, take
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def channel(broker):
     """Return a pika channel."""
     parts = urlsplit(broker.url)
     credentials = pika.PlainCredentials(parts.username, parts.password)
-    with pika.BlockingConnection(pika.ConnectionParameters(parts.hostname, parts.port, "/", credentials)) as connection:
+    parameters = pika.ConnectionParameters(parts.hostname, parts.port, "/", credentials)
+    parameters.socket_timeout = parameters.stack_timeout = PATIENCE
+    with pika.BlockingConnection(parameters) as connection:
         yield connection.channel()
 
 

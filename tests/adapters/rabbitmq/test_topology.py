@@ -110,7 +110,7 @@ async def test_processes_share_the_partitions(rig):
     async with rig.adapter(source) as one, rig.adapter() as two:
         subscriptions = [await subscribe(one, source), await subscribe(two, source)]
         counts = [0, 0]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while counts[1] < 50:
                 await rig.publish(one, source, *(f"{n}" for n in range(20)))
                 for number, subscription in enumerate(subscriptions):
