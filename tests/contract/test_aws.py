@@ -1,0 +1,107 @@
+"""The SQS/SNS adapter keeps the contract, on three servers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from msgbus.adapter import Address, Kind
+from msgbus.testing import AdapterContract, Harness
+from scripts.brokers.fixtures import require_broker
+
+
+def client(broker, service="sqs"):
+    return boto3.client(
+        service,
+        endpoint_url=broker.endpoint,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+class AwsHarness(Harness):
+    """A server behind a proxy."""
+
+    def __init__(self, broker, proxy, **options):
+        super().__init__(url=f"{broker.url_through(proxy)}&wait=1&timeout=5", **options)
+        self.broker = broker
+        self.proxy = proxy
+
+    async def inject_raw(self, address, body, headers):
+        await asyncio.to_thread(self._inject, address, body, headers)
+
+    def _inject(self, address, body, headers):
+        attributes = {name: {"DataType": "String", "StringValue": value} for name, value in headers.items()}
+        attributes["msgbus-body"] = {"DataType": "String", "StringValue": "base64"}
+        text = base64.b64encode(body).decode()
+        sqs = client(self.broker)
+        name = address.name.replace(".", "_2e")
+        url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
+        sqs.send_message(QueueUrl=url, MessageBody=text, MessageAttributes=attributes)
+
+    async def cut(self):
+        await asyncio.to_thread(self.proxy.cut)
+
+    async def pause(self):
+        await asyncio.to_thread(self.proxy.stall)
+
+    async def heal(self):
+        await asyncio.to_thread(self.proxy.heal)
+
+
+class Restartable(AwsHarness):
+    """A server that keeps its messages over a restart."""
+
+    async def restart(self):
+        await asyncio.to_thread(self.broker.restart)
+
+
+class Killable(Restartable):
+    """A server that keeps its messages when it is killed."""
+
+    async def kill(self):
+        await asyncio.to_thread(self.broker.kill)
+        await asyncio.to_thread(self.broker.start)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def credentials():
+    """The servers check none, and boto3 refuses to work without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "any")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(request, credentials):
+    with require_broker(request.param) as broker, broker.proxy() as proxy:
+        yield broker, proxy
+
+
+@pytest.mark.parametrize("server", ["ministack"], indirect=True)
+class TestMiniStack(AdapterContract):
+    @pytest.fixture
+    def harness(self, server):
+        return Restartable(*server, lease=2.0)
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+class TestMoto(AdapterContract):
+    @pytest.fixture
+    def harness(self, server):
+        return AwsHarness(*server, lease=2.0)
+
+
+@pytest.mark.parametrize("server", ["elasticmq"], indirect=True)
+class TestElasticMQ(AdapterContract):
+    @pytest.fixture
+    def harness(self, server):
+        harness = Killable(*server, lease=2.0)
+        harness.url += "&sns=false"
+        return harness
