@@ -11,8 +11,8 @@ import uuid
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from msgbus_aws._link import Link
 from msgbus_aws._errors import code_of
+from msgbus_aws._link import Link
 from msgbus_aws._wire import S3, Body
 
 __all__ = ["Claims"]

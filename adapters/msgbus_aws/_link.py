@@ -38,16 +38,14 @@ _CLOSING = 2.0
 """Seconds that closing waits for calls under way; what takes longer ends by itself."""
 
 
-def make_clients(
-    services: dict[str, dict[str, Any]], place: Place, options: AwsOptions, service: str
-) -> dict[str, Any]:
-    """Return a client for each of *services*, a name and extra configuration; it takes a while, so do it in a thread."""
+def make_clients(services: dict[str, dict[str, Any]], place: Place, endpoint: str, service: str) -> dict[str, Any]:
+    """Return a client for each of *services* (a name and extra configuration). It takes a while: do it in a thread."""
     session = boto3.session.Session()
     return {
         name: session.client(
             name.partition("-")[0],
             region_name=place.region,
-            endpoint_url=options.endpoint or None,
+            endpoint_url=endpoint or None,
             config=Config(
                 connect_timeout=_CONNECT,
                 retries={"total_max_attempts": 1, "mode": "standard"},
@@ -101,7 +99,7 @@ class Link:
         """Make the clients, and see that SQS answers, by a question that needs no permission to be answered."""
         self._check_not_closed()
         if not self._clients:
-            self._clients = await self._in_thread(self._callers, self._make)
+            self._clients = await asyncio.wrap_future(self._callers.submit(self._make))
         self._state = "open"
         try:
             await self.call("sqs", "get_queue_url", "connecting", QueueName="msgbus", patient=False)
@@ -121,7 +119,7 @@ class Link:
             services["sns"] = {"read_timeout": timeout, "max_pool_connections": _SENDERS + _SETTLERS}
         if self.options.large:
             services["s3"] = {"read_timeout": 60, "max_pool_connections": 2 * _SENDERS}
-        return make_clients(services, self.place, self.options, self.config.service)
+        return make_clients(services, self.place, self.options.endpoint, self.config.service)
 
     def check_open(self) -> None:
         """Raise `ClosedError` unless it is open."""
@@ -140,14 +138,14 @@ class Link:
         self._senders.shutdown(wait=False)
         self._callers.shutdown(wait=False)
         deadline = asyncio.get_running_loop().time() + _CLOSING
-        while self._pool_busy() and asyncio.get_running_loop().time() < deadline:
+        while self._busy() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - threads have no event
             await asyncio.sleep(0.005)
         with self._lock:
             idle = not self._running
         if idle:
             self._close_clients()
 
-    def _pool_busy(self) -> bool:
+    def _busy(self) -> bool:
         return any(t.is_alive() for pool in (self._senders, self._callers) for t in pool._threads)  # noqa: SLF001
 
     def _close_clients(self) -> None:
@@ -187,11 +185,11 @@ class Link:
 
     async def send(self, client: str, method: str, **arguments: Any) -> dict[str, Any]:
         """Call a client in the pool for publishing; raises what boto3 raises."""
-        return await self._in_thread(self._senders, self.sync, client, method, **arguments)
+        return await self._run(self._senders, client, method, arguments)
 
     async def settle(self, method: str, **arguments: Any) -> dict[str, Any]:
         """Call SQS in the pool for everything else; raises what boto3 raises."""
-        return await self._in_thread(self._callers, self.sync, "sqs", method, **arguments)
+        return await self._run(self._callers, "sqs", method, arguments)
 
     async def call(
         self, client: str, method: str, doing: str, *, patient: bool = True, **arguments: Any
@@ -205,7 +203,7 @@ class Link:
         while True:
             self.check_open()
             try:
-                return await self._in_thread(self._callers, self.sync, client, method, **arguments)
+                return await self._run(self._callers, client, method, arguments)
             except (BotoCoreError, ClientError) as exc:
                 error = translate(exc, client.partition("-")[0], doing)
                 failures += 1
@@ -213,9 +211,11 @@ class Link:
                     raise error from exc
             await self.config.clock.sleep(0.1 * 2**failures)
 
-    async def _in_thread(self, pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    async def _run(
+        self, pool: ThreadPoolExecutor, client: str, method: str, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
         try:
-            future = pool.submit(function, *args, **named)
+            future = pool.submit(self.sync, client, method, **arguments)
         except RuntimeError:  # it was shut down
             self._check_not_closed()
             raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from msgbus.adapter import BusURL, parse_options
 from msgbus.errors import ConfigError
 
-__all__ = ["AwsOptions", "Place", "read_options"]
+__all__ = ["AwsOptions", "Place", "read_options", "read_place"]
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}\Z")
 _ACCOUNT = re.compile(r"\d{12}\Z")
@@ -76,21 +76,31 @@ class Place:
     account: str = ""
 
 
-def read_options(url: BusURL) -> tuple[Place, AwsOptions]:
-    """Return what the URL says.
+def read_place(url: BusURL) -> str:
+    """Return the URL's region.
 
     Raises:
-        ConfigError: It has no region, or something in it does not fit; says what is accepted.
+        ConfigError: It has none, or has credentials.
     """
     if url.username is not None or url.password is not None:
         raise ConfigError(
             f"{url.scheme}:// takes no credentials: boto3 finds them in the environment (AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY), the profile (AWS_PROFILE) or the machine's role"
         )
-    hosts = [host for host, port in url.hosts if port is None]
-    if len(hosts) != 1 or len(url.hosts) != 1 or not _REGION.match(hosts[0]):
+    region, port = url.hosts[0] if len(url.hosts) == 1 else ("", None)
+    if port is not None or not _REGION.match(region):
         raise ConfigError(f"{url.scheme}:// takes a region, for example {url.scheme}://eu-central-1, got {str(url)!r}")
+    return region
+
+
+def read_options(url: BusURL) -> tuple[Place, AwsOptions]:
+    """Return what the URL says.
+
+    Raises:
+        ConfigError: It has no region, or something in it does not fit; says what is accepted.
+    """
+    region = read_place(url)
     account = url.path.strip("/")
     if account and not _ACCOUNT.match(account):
         raise ConfigError(f"{url.scheme}://region/account takes an account of 12 digits, got {account!r}")
-    return Place(hosts[0], account), parse_options(url, AwsOptions)
+    return Place(region, account), parse_options(url, AwsOptions)

@@ -40,7 +40,7 @@ class Poller:
         queue: What is polled.
         channel: What its messages were published to.
         visibility: Seconds for which a received message is hidden from others.
-        on_messages: Called in the event loop with what a poll brought.
+        on_messages: Called in the event loop with what a poll brought, and when it was sent (monotonic).
         on_error: Called in the event loop when a poll failed.
     """
 
@@ -52,7 +52,7 @@ class Poller:
         channel: str,
         visibility: int,
         *,
-        on_messages: Callable[[Sequence[Received]], None],
+        on_messages: Callable[[Sequence[Received], float], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         self.outstanding = 0
@@ -90,6 +90,7 @@ class Poller:
     # -- in threads ---------------------------------------------------------------------------------------------
 
     def _poll(self, count: int, wait: int) -> None:
+        sent = self._link.config.clock.monotonic()
         try:
             result: Sequence[Received] | Exception = self._receive(count, wait)
         except (BotoCoreError, ClientError) as exc:
@@ -99,7 +100,7 @@ class Poller:
         with self._lock:
             if not self._closed:
                 try:
-                    self._loop.call_soon_threadsafe(self._arrived, count, result)
+                    self._loop.call_soon_threadsafe(self._arrived, count, sent, result)
                 except RuntimeError:  # the event loop has ended without closing us
                     self._closed = True
                 else:
@@ -143,7 +144,7 @@ class Poller:
 
     # -- in the event loop --------------------------------------------------------------------------------------
 
-    def _arrived(self, count: int, result: Sequence[Received] | Exception) -> None:
+    def _arrived(self, count: int, sent: float, result: Sequence[Received] | Exception) -> None:
         self._running -= 1
         self.outstanding -= count
         if isinstance(result, Exception):
@@ -155,4 +156,4 @@ class Poller:
             self._abreast = min(_ABREAST, self._abreast + 1)
         elif not result:
             self._abreast = 1
-        self._on_messages(result)
+        self._on_messages(result, sent)

@@ -121,11 +121,11 @@ class SqsSubscription(Subscription):
             taken.append(received)
         return taken
 
-    def _arrived(self, messages: Sequence[Received]) -> None:
-        """Take in what a poll brought."""
-        # The lease began before the answer came. The last tick was before that too, unless the process stood still
-        # between: then the tick is old, and so is the lease.
-        began = self._tools.ticked - min(0.2, self._lease / 10)
+    def _arrived(self, messages: Sequence[Received], sent: float) -> None:
+        """Take in what a poll brought that was sent at a certain moment."""
+        # The lease began at some time between question and answer. The last tick was before the answer came, unless
+        # the process stood still between: then both are old, and so is the lease.
+        began = max(sent, self._tools.ticked - min(0.2, self._lease / 10))
         early: list[Received] = []
         broken: list[Received] = []
         now = self._tools.config.clock.now()

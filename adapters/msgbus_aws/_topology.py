@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from msgbus.adapter import Address, AdapterConfig, Kind, Provision, Source, Topology
+from msgbus.adapter import AdapterConfig, Address, Kind, Provision, Source, Topology
 from msgbus.errors import BrokerError, TopologyError
 from msgbus_aws._errors import Gone, code_of
 from msgbus_aws._link import Link
@@ -60,7 +60,7 @@ class Provisioner:
         url = queue.url or self._urls.get(queue.name)
         if url is None:
             owner = queue.owner or self._link.place.account
-            arguments = {"QueueOwnerAWSAccountId": owner} if owner else {}
+            arguments: dict[str, Any] = {"QueueOwnerAWSAccountId": owner} if owner else {}
             answer = await self._link.call(
                 "sqs", "get_queue_url", f"queue {queue.name!r}", QueueName=queue.name, **arguments
             )
@@ -82,7 +82,7 @@ class Provisioner:
             arn = f"arn:{self._link.partition}:sns:{place.region}:{place.account}:{topic.name}"
             await self._link.call("sns", "get_topic_attributes", f"topic {topic.name!r}", TopicArn=arn)
             return arn
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             page = await self._link.call("sns", "list_topics", f"looking for topic {topic.name!r}", **more)
             for found in page.get("Topics", ()):
@@ -169,8 +169,8 @@ class Provisioner:
             raise TopologyError(f"queue {dead.name!r}, for the dead letters of {source}, does not exist")
         if not exists and await self._exists(QueueName(queue.lane_sibling, not queue.fifo)):
             raise TopologyError(
-                f"{source} exists as queue {queue.lane_sibling!r}, {'without' if queue.fifo else 'with'} a key, and was "
-                f"declared {'with' if queue.fifo else 'without'} one"
+                f"{source} was declared {'with' if queue.fifo else 'without'} a key, and exists "
+                f"{'without' if queue.fifo else 'with'} one, as queue {queue.lane_sibling!r}"
             )
         if not dead_exists:
             await self._create(dead, source.address, {})
@@ -276,7 +276,7 @@ class Provisioner:
         )
 
     async def _subscription(self, topic_arn: str, endpoint: str) -> str | None:
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             page = await self._link.call(
                 "sns", "list_subscriptions_by_topic", f"subscriptions of {topic_arn}", TopicArn=topic_arn, **more

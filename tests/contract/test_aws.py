@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 
 import boto3
 import pytest
 from botocore.config import Config
 
-from msgbus.adapter import Address, Kind
-from msgbus.testing import AdapterContract, Harness
+from msgbus.testing import AdapterContract, Harness, StoreContract, StoreHarness
 from scripts.brokers.fixtures import require_broker
 
 
@@ -88,20 +86,28 @@ def server(request, credentials):
 class TestMiniStack(AdapterContract):
     @pytest.fixture
     def harness(self, server):
-        return Restartable(*server, lease=2.0)
+        return Restartable(*server, lease=2.0, load=0.3)
 
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
 class TestMoto(AdapterContract):
     @pytest.fixture
     def harness(self, server):
-        return AwsHarness(*server, lease=2.0)
+        return AwsHarness(*server, lease=2.0, load=0.1)
 
 
 @pytest.mark.parametrize("server", ["elasticmq"], indirect=True)
 class TestElasticMQ(AdapterContract):
     @pytest.fixture
     def harness(self, server):
-        harness = Killable(*server, lease=2.0)
+        harness = Killable(*server, lease=2.0, load=0.3)
         harness.url += "&sns=false"
         return harness
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+class TestDynamoDB(StoreContract):
+    @pytest.fixture
+    def harness(self, server):
+        broker, _ = server
+        return StoreHarness(f"dynamodb://us-east-1/msgbus?endpoint={broker.endpoint}")
