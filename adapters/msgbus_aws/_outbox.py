@@ -169,7 +169,11 @@ class _Lane:
         while len(self._tasks) < self._abreast and (batch := self._take()):
             task = asyncio.get_running_loop().create_task(self._run(batch))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._start()  # something may have been added when the task had looked for the last time
 
     def _take(self) -> list[tuple[Letter, asyncio.Future[PublishError | None]]]:
         """Take up to ten letters, of no more bytes together than one message may have."""
