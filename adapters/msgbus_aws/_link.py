@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import boto3
 import boto3.session
@@ -26,6 +27,8 @@ from msgbus_aws._errors import Gone, code_of, translate
 from msgbus_aws._options import AwsOptions, Place
 
 __all__ = ["Link", "make_clients"]
+
+T = TypeVar("T")
 
 _CONNECT = 5.0
 _POLL_CONNECTIONS = 200
@@ -212,12 +215,18 @@ class Link:
                     raise error from exc
             await self.config.clock.sleep(0.1 * 2**failures)
 
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that makes several calls in the pool for everything else."""
+        return await asyncio.wrap_future(self._submit(self._callers, function, *arguments))
+
     async def _run(
         self, pool: ThreadPoolExecutor, client: str, method: str, arguments: dict[str, Any]
     ) -> dict[str, Any]:
+        return await asyncio.wrap_future(self._submit(pool, partial(self.sync, client, method, **arguments)))
+
+    def _submit(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
         try:
-            future = pool.submit(self.sync, client, method, **arguments)
+            return pool.submit(function, *arguments)
         except RuntimeError:  # it was shut down
             self._check_not_closed()
             raise
-        return await asyncio.wrap_future(future)

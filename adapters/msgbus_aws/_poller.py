@@ -7,7 +7,6 @@ brought: it hands it to the event loop, or gives it back at once if the subscrip
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -21,10 +20,10 @@ from msgbus_aws._claims import Claims
 from msgbus_aws._link import Link
 from msgbus_aws._outbox import Destination
 from msgbus_aws._receipt import read_message
+from msgbus_aws._settle import give_back_now
 
 __all__ = ["Poller"]
 
-_log = logging.getLogger("msgbus.aws")
 _ABREAST = 4
 """Polls at once. One brings at most ten messages per round trip; more than a few only wait for the interpreter."""
 _BATCH = 10
@@ -40,6 +39,7 @@ class Poller:
         queue: What is polled.
         channel: What its messages were published to.
         visibility: Seconds for which a received message is hidden from others.
+        keeps_count: Whether what goes back untried keeps its count of attempts.
         on_messages: Called in the event loop with what a poll brought, and when it was sent (monotonic).
         on_error: Called in the event loop when a poll failed.
     """
@@ -52,6 +52,7 @@ class Poller:
         channel: str,
         visibility: int,
         *,
+        keeps_count: bool,
         on_messages: Callable[[Sequence[Received], float], None],
         on_error: Callable[[Exception], None],
     ) -> None:
@@ -61,6 +62,7 @@ class Poller:
         self._queue = queue
         self._channel = channel
         self._visibility = visibility
+        self._keeps_count = keeps_count
         self._on_messages = on_messages
         self._on_error = on_error
         self._loop = asyncio.get_running_loop()
@@ -106,7 +108,7 @@ class Poller:
                 else:
                     return
         if not isinstance(result, Exception) and result:
-            self._give_back(result)
+            give_back_now(self._link, self._queue, result, self._keeps_count)
 
     def _receive(self, count: int, wait: int) -> Sequence[Received]:
         arguments: dict[str, Any] = {}
@@ -131,16 +133,6 @@ class Poller:
             raise
         self._attempt = ""
         return [read_message(raw, self._channel, self._claims.fetch) for raw in answer.get("Messages", ())]
-
-    def _give_back(self, messages: Sequence[Received]) -> None:
-        entries = [
-            {"Id": str(number), "ReceiptHandle": message.receipt.handle, "VisibilityTimeout": 0}
-            for number, message in enumerate(messages)
-        ]
-        try:
-            self._link.sync("sqs", "change_message_visibility_batch", QueueUrl=self._queue.target, Entries=entries)
-        except (BotoCoreError, ClientError) as exc:
-            _log.info("%s: %d messages come again when their lease ends: %s", self._queue.name, len(entries), exc)
 
     # -- in the event loop --------------------------------------------------------------------------------------
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from msgbus.adapter import DeadLetter, Nack, Received
+from msgbus.adapter import ATTEMPTS, DeadLetter, Nack, Received
 from msgbus.errors import ClosedError, LeaseLost, SettleError
 from msgbus_aws._errors import Gone, translate, unsettled_entry
 from msgbus_aws._link import Link
-from msgbus_aws._outbox import Destination
+from msgbus_aws._outbox import Destination, Letter
 from msgbus_aws._receipt import Receipt
+from msgbus_aws._wire import pack
 
-__all__ = ["Settlement", "delete", "give_back", "hide"]
+__all__ = ["Settlement", "delete", "give_back", "give_back_now", "hide", "untried"]
 
 _log = logging.getLogger("msgbus.aws")
 _BATCH = 10
@@ -72,15 +73,54 @@ async def hide(link: Link, queue: Destination, chosen: Sequence[tuple[Receipt, i
     )
 
 
-async def give_back(link: Link, queue: Destination, receipts: Sequence[Receipt]) -> None:
-    """Let others have messages at once; what cannot be given back comes again when its lease ends."""
+async def give_back(link: Link, queue: Destination, messages: Sequence[Received], *, keeps_count: bool) -> None:
+    """Let others have messages at once, see `give_back_now`."""
+    batches = [messages[start : start + _BATCH] for start in range(0, len(messages), _BATCH)]
     try:
-        results = await hide(link, queue, [(receipt, 0) for receipt in receipts])
+        for batch in batches:  # in order, for the sake of message groups
+            await link.in_thread(give_back_now, link, queue, batch, keeps_count)
     except ClosedError:
-        return
-    errors = [error for error in results if error is not None and not isinstance(error, LeaseLost)]
-    if errors:
-        _log.info("%s: %d messages come again when their lease ends: %s", queue.name, len(errors), errors[0])
+        _log.info("%s: %d messages come again when their lease ends", queue.name, len(messages))
+
+
+def give_back_now(link: Link, queue: Destination, messages: Sequence[Received], keeps_count: bool) -> None:
+    """Let others have up to ten messages at once; called in threads.
+
+    SQS counts receives and takes none back. A message that was received for the first time is just made visible. One
+    that had been tried before is sent again with its true count, so that no attempt is lost by a process that ends.
+    What cannot be given back comes again when its lease ends.
+    """
+    again = [m for m in messages if keeps_count and m.deliveries > 1]
+    try:
+        done = _send_again(link, queue, again) if again else []
+        rest = [m for m in messages if m not in done]
+        if rest:
+            entries = [
+                {"Id": str(number), "ReceiptHandle": message.receipt.handle, "VisibilityTimeout": 0}
+                for number, message in enumerate(rest)
+            ]
+            link.sync("sqs", "change_message_visibility_batch", QueueUrl=queue.target, Entries=entries)
+    except (BotoCoreError, ClientError) as exc:
+        _log.info("%s: %d messages come again when their lease ends: %s", queue.name, len(messages), exc)
+
+
+def _send_again(link: Link, queue: Destination, messages: Sequence[Received]) -> list[Received]:
+    """Replace messages by copies that were not received yet; return those for which it worked."""
+    letters = [Letter(queue, pack(m.receipt.body, untried(m))) for m in messages]
+    entries = [letter.entry(str(number)) for number, letter in enumerate(letters)]
+    answer = link.sync("sqs", "send_message_batch", QueueUrl=queue.target, Entries=entries)
+    done = [messages[int(entry["Id"])] for entry in answer.get("Successful", ())]
+    if done:
+        entries = [{"Id": str(n), "ReceiptHandle": message.receipt.handle} for n, message in enumerate(done)]
+        link.sync("sqs", "delete_message_batch", QueueUrl=queue.target, Entries=entries)
+    return done
+
+
+def untried(received: Received) -> dict[str, str]:
+    """Return the headers of a copy for which this delivery does not count."""
+    before = received.headers.get(ATTEMPTS, "")
+    made = received.deliveries - 1 + (int(before) if before.isdecimal() and len(before) < 10 else 0)
+    return {**received.headers, ATTEMPTS: str(made)} if made else dict(received.headers)
 
 
 async def _batched(

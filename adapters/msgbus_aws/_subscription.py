@@ -20,7 +20,7 @@ from msgbus_aws._moves import Moves
 from msgbus_aws._outbox import Destination
 from msgbus_aws._poller import Poller
 from msgbus_aws._receipt import Receipt
-from msgbus_aws._settle import Settlement, delete, give_back, hide
+from msgbus_aws._settle import Settlement, delete, give_back, hide, untried
 from msgbus_aws._tools import Tools
 
 __all__ = ["SqsSubscription"]
@@ -28,6 +28,8 @@ __all__ = ["SqsSubscription"]
 _log = logging.getLogger("msgbus.aws")
 _LONGEST = 12 * 3600.0
 """Seconds that a message can be hidden in all after it was received; SQS ends the lease then, extended or not."""
+_STANDSTILL = 1.0
+"""Seconds without a tick after which no more is asked for: a process that does not get on keeps nothing from others."""
 _UNASKED = 1.0
 """Seconds for which what a poll brought is kept although nobody receives; then others may have it."""
 
@@ -43,6 +45,8 @@ class SqsSubscription(Subscription):
         self._prefetch = options.prefetch
         self._monotonic = tools.config.clock.monotonic
         self._lease = math.ceil(options.lease)
+        # A FIFO queue's copies would lose their place, and nobody counts the receives of dead letters.
+        self._keeps_count = not queue.fifo and not source.dead
         self._moves = Moves(tools.outbox, tools.provisioner, tools.config.clock, source, queue)
         self._poller = Poller(
             tools.link,
@@ -50,16 +54,18 @@ class SqsSubscription(Subscription):
             queue,
             source.address.name,
             self._lease,
+            keeps_count=self._keeps_count,
             on_messages=self._arrived,
             on_error=self._failed,
         )
-        self._held: dict[str, Receipt] = {}
+        self._held: dict[str, Received] = {}
         self._handed = 0
         self._buffer: deque[Received] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._asked = self._monotonic()
         self._trouble: Exception | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stands_still = False
         self._closed = False
 
     # -- receiving ----------------------------------------------------------------------------------------------
@@ -76,7 +82,9 @@ class SqsSubscription(Subscription):
                     return taken
                 if now >= until:
                     return []
-                self._poller.ask(room - len(self._buffer) - self._poller.outstanding, until - now)
+                self._stands_still = now - self._tools.ticked > _STANDSTILL
+                if not self._stands_still:
+                    self._poller.ask(room - len(self._buffer) - self._poller.outstanding, until - now)
                 await self._wait(until - now)
                 self._check()
         finally:
@@ -135,7 +143,7 @@ class SqsSubscription(Subscription):
             receipt.deadline = began + self._lease
             if not self._is_new(receipt):
                 continue
-            self._held[receipt.id] = receipt
+            self._held[receipt.id] = received
             if receipt.broken:
                 broken.append(received)
             elif receipt.due is not None and receipt.due > now:
@@ -149,13 +157,14 @@ class SqsSubscription(Subscription):
         self._wake()
 
     def _is_new(self, receipt: Receipt) -> bool:
-        """Tell whether a message is not in our hands already: standard queues may hand out one twice."""
-        older = self._held.get(receipt.id)
-        if older is None:
+        """Tell whether a message is not in our hands already: handed out twice, or its lease had ended unnoticed.
+
+        In that case it is ours again, with a new receipt, and whoever handles it goes on.
+        """
+        held = self._held.get(receipt.id)
+        if held is None:
             return True
-        if older.deadline < self._monotonic():
-            self._forget(older)
-            return True
+        older: Receipt = held.receipt
         older.handle, older.received, older.deadline = receipt.handle, receipt.received, receipt.deadline
         return False
 
@@ -187,19 +196,25 @@ class SqsSubscription(Subscription):
 
     def tick(self, now: float) -> None:
         """Give back what nobody asks for (called several times a second)."""
+        if self._stands_still:
+            self._wake()
         if self._buffer and not self._closed and self._waiter is None and now - self._asked > _UNASKED:
-            unasked = [received.receipt for received in self._buffer]
+            unasked = [received for received in self._buffer if received.receipt.deadline >= now]
+            for received in self._buffer:
+                self._forget(received.receipt)
             self._buffer.clear()
-            for receipt in unasked:
-                self._forget(receipt)
-            self._spawn(give_back(self._link, self._queue, [r for r in unasked if r.deadline >= now]))
+            self._spawn(give_back(self._link, self._queue, unasked, keeps_count=self._keeps_count))
 
     def _forget(self, receipt: Receipt) -> None:
-        if self._held.get(receipt.id) is receipt:
+        if self._is_held(receipt):
             del self._held[receipt.id]
             if receipt.handed:
                 self._handed -= 1
                 self._wake()
+
+    def _is_held(self, receipt: Receipt) -> bool:
+        held = self._held.get(receipt.id)
+        return held is not None and held.receipt is receipt
 
     # -- settling -----------------------------------------------------------------------------------------------
 
@@ -237,7 +252,8 @@ class SqsSubscription(Subscription):
                 work.graves.append((index, outcome))
         elif type(outcome) is Nack:
             left = _LONGEST - (now - receipt.received) - 1
-            if outcome.delay > left and not self._queue.fifo:
+            tried = outcome.received.deliveries > 1 or outcome.delay > 0
+            if self._keeps_count and (outcome.delay > left or (tried and not outcome.counted)):
                 work.postponed.append((index, outcome))
             else:
                 # On a FIFO queue a copy would lose its place, so the longest that there is has to do.
@@ -255,7 +271,7 @@ class SqsSubscription(Subscription):
     async def _put_off(self, work: Settlement) -> None:
         if work.postponed:
             now = self._tools.config.clock.now()
-            waiting = [(o.received, o.headers or o.received.headers, now + o.delay) for _, o in work.postponed]
+            waiting = [(o.received, _headers(o), now + o.delay) for _, o in work.postponed]
             moved = await self._moves.postpone(waiting)
             await self._delete(work, work.moved([(i, o.received) for i, o in work.postponed], moved))
 
@@ -269,7 +285,7 @@ class SqsSubscription(Subscription):
             work.take([(index, receipt) for index, receipt, _ in work.hides], results)
 
     def _is_lost(self, receipt: Receipt, now: float) -> bool:
-        if self._held.get(receipt.id) is receipt and receipt.deadline >= now:
+        if self._is_held(receipt) and receipt.deadline >= now:
             return False
         self._forget(receipt)
         return True
@@ -315,13 +331,18 @@ class SqsSubscription(Subscription):
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=self._link.options.timeout)
         now = self._monotonic()
-        mine = [receipt for receipt in self._held.values() if receipt.deadline >= now and not receipt.busy]
+        mine = [m for m in self._held.values() if m.receipt.deadline >= now and not m.receipt.busy]
         self._held.clear()
         self._buffer.clear()
         try:
-            await give_back(self._link, self._queue, mine)
+            await give_back(self._link, self._queue, mine, keeps_count=self._keeps_count)
         finally:
             self._tools.closed(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._source}, {len(self._held)} held>"
+
+
+def _headers(nack: Nack) -> dict[str, str]:
+    """Return the headers of the copy that is to be handled later."""
+    return (nack.headers or dict(nack.received.headers)) if nack.counted else untried(nack.received)

@@ -36,6 +36,7 @@ class Provisioner:
         self._provision = config.provision
         self._urls: dict[str, str] = {}
         self._arns: dict[str, str] = {}
+        self._changing_policy = asyncio.Lock()
 
     # -- finding ------------------------------------------------------------------------------------------------
 
@@ -236,7 +237,10 @@ class Provisioner:
             if await self._subscription(arn, endpoint) is None:
                 raise TopologyError(f"queue {queue.name!r} of {source} is not subscribed to topic {topic.name!r}")
             return
-        await self._let_in(queue, endpoint, arn)
+        async with (
+            self._changing_policy
+        ):  # read, changed, written: two topics of one queue must not overtake each other
+            await self._let_in(queue, endpoint, arn)
         attributes = {"RawMessageDelivery": "true"}
         if policy := filter_policy(source.address):
             attributes["FilterPolicy"] = json.dumps(policy)
