@@ -10,16 +10,18 @@ The SDK retries nothing: it cannot say that a first try may have worked, and hid
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 import boto3
 import boto3.session
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import Loader, create_loader
 
 from msgbus.adapter import AdapterConfig, Health
 from msgbus.errors import AccessDenied, BrokerUnavailable, ClosedError
@@ -41,9 +43,18 @@ _CLOSING = 2.0
 """Seconds that closing waits for calls under way; what takes longer ends by itself."""
 
 
+@functools.cache
+def _loader() -> Loader:
+    """Return what reads the descriptions of the services, which are files of botocore and large: once per process."""
+    return create_loader()
+
+
 def make_clients(services: dict[str, dict[str, Any]], place: Place, endpoint: str, service: str) -> dict[str, Any]:
     """Return a client for each of *services* (a name and extra configuration). It takes a while: do it in a thread."""
-    session = boto3.session.Session()
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _loader())
+    session = boto3.session.Session(botocore_session=core)
+    application = service.replace(" ", "-") if service.isascii() and service.isprintable() else "unnamed"
     return {
         name: session.client(
             name.partition("-")[0],
@@ -54,7 +65,8 @@ def make_clients(services: dict[str, dict[str, Any]], place: Place, endpoint: st
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 tcp_keepalive=True,
                 parameter_validation=False,  # a fifth of a call's time; what we send is checked where it is made
-                user_agent_extra=f"msgbus/{service}" if service.isascii() and service.isprintable() else "msgbus",
+                # Given as a whole: the one that is put together for each call costs more than the call's signature.
+                user_agent=f"Boto3/{boto3.__version__} msgbus/{application}",
                 **extra,
             ),
         )
@@ -222,7 +234,7 @@ class Link:
     async def _run(
         self, pool: ThreadPoolExecutor, client: str, method: str, arguments: dict[str, Any]
     ) -> dict[str, Any]:
-        return await asyncio.wrap_future(self._submit(pool, partial(self.sync, client, method, **arguments)))
+        return await asyncio.wrap_future(self._submit(pool, functools.partial(self.sync, client, method, **arguments)))
 
     def _submit(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> Future[T]:
         try:
