@@ -88,7 +88,7 @@ def server(request, credentials):
 class TestMiniStack(AdapterContract):
     @pytest.fixture
     def harness(self, request, server):
-        return Restartable(request, server, lease=2.0, load=0.1)
+        return Restartable(request, server, lease=2.0, load=0.3)
 
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
@@ -102,7 +102,7 @@ class TestMoto(AdapterContract):
 class TestElasticMQ(AdapterContract):
     @pytest.fixture
     def harness(self, request, server):
-        return Killable(request, server, "&sns=false", lease=2.0, load=0.1)
+        return Killable(request, server, "&sns=false", lease=2.0, load=0.3)
 
 
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
