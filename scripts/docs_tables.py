@@ -16,7 +16,7 @@ from msgbus.errors import MissingExtra
 
 DOCS = Path(__file__).parents[1] / "docs"
 NO = "\N{EN DASH}"
-URLS = {"memory": "memory://", "sqlite": "sqlite:///msgbus.db"}
+URLS = {"memory": "memory://", "sqlite": "sqlite:///msgbus.db", "sqs": "sqs://eu-central-1"}
 NEVER = 10 * 365 * 86_400.0
 """A delay of so many seconds is as good as any."""
 

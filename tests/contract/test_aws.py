@@ -1,0 +1,122 @@
+"""The SQS/SNS adapter keeps the contract, on three servers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from msgbus.testing import AdapterContract, Harness, StoreContract, StoreHarness
+from scripts.brokers.fixtures import require_broker
+
+
+def client(broker, service="sqs"):
+    return boto3.client(
+        service,
+        endpoint_url=broker.endpoint,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+class AwsHarness(Harness):
+    """A server, behind a proxy where the check breaks connections: a proxy in this process is not free."""
+
+    def __init__(self, request, server, query="", **options):
+        self.broker, self.proxy = server
+        needs = request.node.callspec.params["check"].needs
+        cuts = {"hook:cut", "hook:pause"} & set(needs)
+        url = self.broker.url_through(self.proxy) if cuts else self.broker.url
+        super().__init__(url=f"{url}&wait=1&timeout=5{query}", **options)
+
+    async def inject_raw(self, address, body, headers):
+        await asyncio.to_thread(self._inject, address, body, headers)
+
+    def _inject(self, address, body, headers):
+        attributes = {name: {"DataType": "String", "StringValue": value} for name, value in headers.items()}
+        attributes["msgbus-body"] = {"DataType": "String", "StringValue": "base64"}
+        text = base64.b64encode(body).decode()
+        sqs = client(self.broker)
+        name = address.name.replace(".", "_2e")
+        url = sqs.get_queue_url(QueueName=name)["QueueUrl"]
+        sqs.send_message(QueueUrl=url, MessageBody=text, MessageAttributes=attributes)
+
+    async def cut(self):
+        await asyncio.to_thread(self.proxy.cut)
+
+    async def pause(self):
+        await asyncio.to_thread(self.proxy.stall)
+
+    async def heal(self):
+        await asyncio.to_thread(self.proxy.heal)
+
+
+class Restartable(AwsHarness):
+    """A server that keeps its messages over a restart."""
+
+    async def restart(self):
+        await asyncio.to_thread(self.broker.restart)
+
+
+class Killable(Restartable):
+    """A server that keeps its messages when it is killed."""
+
+    async def kill(self):
+        await asyncio.to_thread(self.broker.kill)
+        await asyncio.to_thread(self.broker.start)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def credentials():
+    """The servers check none, and boto3 refuses to work without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "any")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(request, credentials):
+    with require_broker(request.param) as broker, broker.proxy() as proxy:
+        yield broker, proxy
+
+
+@pytest.mark.parametrize("server", ["ministack"], indirect=True)
+class TestMiniStack(AdapterContract):
+    @pytest.fixture
+    def harness(self, request, server):
+        return Restartable(request, server, lease=2.0, load=0.3)
+
+
+def only(request, sections):
+    """Leave the other sections to MiniStack, for the sake of time; ``MSGBUS_AWS_FULL_KIT=1`` runs them all here too."""
+    if request.node.callspec.params["check"].section not in sections and not os.environ.get("MSGBUS_AWS_FULL_KIT"):
+        pytest.skip("proved on ministack; MSGBUS_AWS_FULL_KIT=1 proves it here too")
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+class TestMoto(AdapterContract):
+    @pytest.fixture
+    def harness(self, request, server):
+        only(request, "BDE")  # groups, retries and dead letters: where its topics, delays and redrive differ
+        return AwsHarness(request, server, lease=2.0, load=0.01, patience=2.0)
+
+
+@pytest.mark.parametrize("server", ["elasticmq"], indirect=True)
+class TestElasticMQ(AdapterContract):
+    @pytest.fixture
+    def harness(self, request, server):
+        only(request, "CFJ")  # settling, message groups and faults: it alone keeps its messages when it is killed
+        return Killable(request, server, "&sns=false", lease=2.0, load=0.3)
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+class TestDynamoDB(StoreContract):
+    @pytest.fixture
+    def harness(self, server):
+        broker, _ = server
+        return StoreHarness(f"dynamodb://us-east-1/msgbus?endpoint={broker.endpoint}")
