@@ -1,0 +1,263 @@
+"""A whole run: workload, faults, healing, draining, the check."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from msgbus import Bus
+from msgbus._message import parse_time
+from msgbus._registry import adapter_class
+from msgbus._url import BusURL
+from msgbus.adapter import Capabilities
+from msgbus.errors import BrokerError
+from msgbus.testing.chaos._crew import Crew, LocalCrew, ProcessCrew
+from msgbus.testing.chaos._producers import Producers
+from msgbus.testing.chaos._schedule import WORKER_FAULTS, Step, make_schedule
+from msgbus.testing.chaos._target import Target
+from msgbus.testing.chaos._workload import Channels, Effects, Setup, register, subscriptions
+from msgbus.testing.history import EventKind, Findings, Journal, Recorder, Subscribed, check_history, read_history
+
+__all__ = ["Outcome", "run_chaos"]
+
+_log = logging.getLogger("msgbus.testing.chaos")
+_AFTERGLOW = 1.5
+"""Seconds that producers go on after the last fault is healed, so that recovery can be seen."""
+_DRAIN = 90.0
+"""Seconds (of the target's patience) for all messages to come to rest once everything is healed."""
+_QUIET = 1.0
+"""Seconds to look for what should not come, when all has come that should."""
+_PAGE = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run found.
+
+    Args:
+        target: The target's name.
+        seed: What replays it.
+        seconds: How long faults were made.
+        findings: The check of its history.
+        outage: The longest time in seconds in which no publish was confirmed.
+        recovery: Seconds from the end of all faults until a message published then was handled; None if none was.
+        drained: Seconds from there until all messages had come to rest; None if they never did.
+        folder: Where its journals and logs are.
+    """
+
+    target: str
+    seed: int
+    seconds: float
+    findings: Findings
+    outage: float
+    recovery: float | None
+    drained: float | None
+    folder: Path
+
+    def raise_if_broken(self) -> None:
+        """Raise `HistoryError` with the offending history, if there is one."""
+        self.findings.raise_if_broken()
+
+
+async def run_chaos(
+    target: Target, folder: Path, *, seed: int, seconds: float = 10.0, workers: int = 3, rate: float = 60.0
+) -> Outcome:
+    """Run the workload on a target while things break; heal, drain, and check what happened.
+
+    Args:
+        target: The broker, and what can be done to it.
+        folder: An empty folder for journals and logs.
+        seed: Decides what is published and which faults come when.
+        seconds: How long things break.
+        workers: How many processes consume (buses, where the broker lives in this process).
+        rate: Messages published per second, if the broker takes them.
+
+    Returns:
+        What was found; `Outcome.raise_if_broken` makes a test fail.
+    """
+    run = _Run(target, folder, seed=seed, seconds=seconds, workers=workers, rate=rate)
+    try:
+        return await run.go()
+    finally:
+        await run.aclose()
+
+
+class _Run:
+    def __init__(self, target: Target, folder: Path, *, seed: int, seconds: float, workers: int, rate: float) -> None:
+        self._target = target
+        self._folder = folder
+        self._seed = seed
+        self._seconds = seconds
+        self.capabilities: Capabilities = adapter_class(BusURL.parse(target.url)).capabilities
+        self._setup = _setup(target, folder, self.capabilities, seed)
+        self._expected: list[Subscribed] = subscriptions(self._setup, self.capabilities)
+        self._journal = Journal(folder / "run.jsonl", "run")
+        self._recorder = Recorder(self._journal, self._setup.namespace)
+        crew = ProcessCrew if self.capabilities.multi_process else LocalCrew
+        self._crew: Crew = crew(self._setup, workers, self._journal, self._recorder)
+        self._producers = Producers(
+            self._setup, self._recorder, seed=seed, rate=rate, delays=self.capabilities.max_delay >= 5
+        )
+        self._effects = Effects(folder)
+
+    async def go(self) -> Outcome:
+        async with self._bus() as bus:
+            await self._crew.start()
+            await self._producers.start()
+            began = time.time()
+            await self._break_things()
+            healed = time.time()
+            await asyncio.sleep(_AFTERGLOW)
+            await self._producers.stop()
+            drained = await self._drain(bus)
+            at_rest = time.time()
+            await asyncio.sleep(_QUIET)
+            await self._crew.stop()
+            await self._look_for_dead(bus)
+            for id, count in self._effects.counts().items():
+                self._journal.write(EventKind.EFFECT, id=id, channel="once", attempt=count)
+        findings = check_history(read_history(self._folder), self._expected)
+        return Outcome(
+            target=self._target.name,
+            seed=self._seed,
+            seconds=self._seconds,
+            findings=findings,
+            outage=_longest_outage(findings, began, healed),
+            recovery=_recovery(findings, healed),
+            drained=at_rest - healed if drained else None,
+            folder=self._folder,
+        )
+
+    async def aclose(self) -> None:
+        await self._crew.stop()
+        self._effects.close()
+        self._journal.close()
+
+    def _bus(self) -> Bus:
+        """Return a bus that declares everything when it is opened: what is published then is missed by nobody."""
+        bus = self._setup.bus(service="run")
+        register(bus, self._setup, self._recorder, self._effects)
+        return bus
+
+    # -- breaking -----------------------------------------------------------------------------------------------
+
+    async def _break_things(self) -> None:
+        """Carry out two schedules at once, one against the workers and one against the broker."""
+        longest = min(2 * self._target.lease, 6.0)
+        on_workers = WORKER_FAULTS if self.capabilities.multi_process else ("term",)
+        workers = make_schedule(f"{self._seed} workers", self._seconds, on_workers, longest=longest)
+        broker = make_schedule(f"{self._seed} broker", self._seconds, self._target.faults, gap=2.5)
+        (self._folder / "schedule.txt").write_text("\n".join(map(str, sorted([*workers, *broker], key=_at))) + "\n")
+
+        async def harm_broker(what: str, seconds: float, choice: float) -> None:
+            await self._target.harm(what, seconds, choice, self._journal)
+
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(workers, began, self._crew.harm))
+            group.create_task(self._follow(broker, began, harm_broker))
+            while (left := self._seconds - (time.monotonic() - began)) > 0:
+                await asyncio.sleep(min(0.5, left))
+                await self._crew.check()
+                self._producers.check()
+
+    async def _follow(
+        self, steps: list[Step], began: float, harm: Callable[[str, float, float], Coroutine[Any, Any, None]]
+    ) -> None:
+        for step in steps:
+            await asyncio.sleep(max(0.0, began + step.at - time.monotonic()))
+            if time.monotonic() - began > self._seconds:
+                return  # an earlier fault took its time (a broker's restart): the rest falls away
+            await harm(step.what, step.seconds, step.choice)
+
+    # -- draining -----------------------------------------------------------------------------------------------
+
+    async def _drain(self, bus: Bus) -> bool:
+        """Wait until no confirmed message is open any more; return whether that came to be."""
+        deadline = time.monotonic() + _DRAIN * self._target.patience
+        looked = time.monotonic()
+        while time.monotonic() < deadline:
+            await self._crew.check()
+            started = time.monotonic()
+            findings = check_history(read_history(self._folder), self._expected)
+            if not findings.counts.lost:
+                return True
+            if time.monotonic() - looked > 5:  # dead letters that a killed worker could not write down
+                await self._look_for_dead(bus)
+                looked = time.monotonic()
+            await asyncio.sleep(max(0.5, 2 * (time.monotonic() - started)))
+        return False
+
+    async def _look_for_dead(self, bus: Bus) -> None:
+        """Write down which messages are among the dead letters."""
+        channels = Channels()
+        for wanted in self._expected:
+            if wanted.answers:
+                continue
+            channel = getattr(channels, wanted.channel)
+            try:
+                box = await bus.dead_letters(channel, group=wanted.group or None)
+                found = await box.peek(limit=_PAGE)
+            except BrokerError as exc:
+                _log.warning("cannot look at the dead letters of %s: %s", wanted.label, exc)
+                continue
+            for dead in found:
+                self._journal.write(
+                    EventKind.DEAD,
+                    at=_time(dead.report.last),
+                    id=dead.message.id,
+                    channel=wanted.channel,
+                    group=wanted.group,
+                    attempt=dead.report.attempts,
+                    detail=dead.report.reason,
+                )
+
+
+def _setup(target: Target, folder: Path, capabilities: Capabilities, seed: int) -> Setup:
+    return Setup(
+        url=target.url,
+        namespace=f"chaos-{seed}-{int(time.time() * 1000) % 10_000_000}",
+        store_url=target.store_url or f"sqlite:///{folder}/handled.db",
+        folder=str(folder),
+        lease=target.lease,
+        ordered=capabilities.order == "key",
+        grouped=capabilities.groups,
+        asked=capabilities.requests != "none",
+    )
+
+
+def _at(step: Step) -> float:
+    return step.at
+
+
+def _time(text: str) -> float | None:
+    time = parse_time(text)
+    return None if time is None else time.timestamp()
+
+
+def _longest_outage(findings: Findings, began: float, healed: float) -> float:
+    """Return the longest time in which no publish was confirmed."""
+    times = [e.time for e in findings.account.events if e.kind is EventKind.CONFIRMED and began <= e.time <= healed]
+    marks = [began, *times, healed]
+    return max(later - earlier for earlier, later in pairwise(marks))
+
+
+def _recovery(findings: Findings, healed: float) -> float | None:
+    """Return how long it took until a message published after *healed* was handled."""
+    account = findings.account
+    late = {id for id, attempts in account.attempts.items() if attempts[0].began.time >= healed}
+    ends = [
+        run.ended.time
+        for fates in account.fates.values()
+        for id, fate in fates.items()
+        if id in late
+        for run in fate.runs
+        if run.succeeded and run.ended is not None
+    ]
+    return min(ends) - healed if ends else None
