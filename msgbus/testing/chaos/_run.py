@@ -15,7 +15,7 @@ from msgbus import Bus
 from msgbus._message import parse_time
 from msgbus._registry import adapter_class
 from msgbus._url import BusURL
-from msgbus.adapter import Capabilities
+from msgbus.adapter import AdapterConfig, Capabilities
 from msgbus.errors import BrokerError
 from msgbus.testing.chaos._crew import Crew, LocalCrew, ProcessCrew
 from msgbus.testing.chaos._producers import Producers
@@ -81,7 +81,8 @@ async def run_chaos(
     Returns:
         What was found; `Outcome.raise_if_broken` makes a test fail.
     """
-    run = _Run(target, folder, seed=seed, seconds=seconds, workers=workers, rate=rate)
+    capabilities = await _capabilities(target)
+    run = _Run(target, folder, capabilities, seed=seed, seconds=seconds, workers=workers, rate=rate)
     try:
         return await run.go()
     finally:
@@ -89,12 +90,22 @@ async def run_chaos(
 
 
 class _Run:
-    def __init__(self, target: Target, folder: Path, *, seed: int, seconds: float, workers: int, rate: float) -> None:
+    def __init__(
+        self,
+        target: Target,
+        folder: Path,
+        capabilities: Capabilities,
+        *,
+        seed: int,
+        seconds: float,
+        workers: int,
+        rate: float,
+    ) -> None:
         self._target = target
         self._folder = folder
         self._seed = seed
         self._seconds = seconds
-        self.capabilities: Capabilities = adapter_class(BusURL.parse(target.url)).capabilities
+        self.capabilities = capabilities
         self._setup = _setup(target, folder, self.capabilities, seed)
         self._expected: list[Subscribed] = subscriptions(self._setup, self.capabilities)
         self._journal = Journal(folder / "run.jsonl", "run")
@@ -149,10 +160,10 @@ class _Run:
 
     async def _break_things(self) -> None:
         """Carry out two schedules at once, one against the workers and one against the broker."""
-        longest = min(2 * self._target.lease, 6.0)
         on_workers = WORKER_FAULTS if self.capabilities.multi_process else ("term",)
+        longest = min(1.5 * self._target.lease, 6.0)  # some are stopped for longer than their leases, some not
         workers = make_schedule(f"{self._seed} workers", self._seconds, on_workers, longest=longest)
-        broker = make_schedule(f"{self._seed} broker", self._seconds, self._target.faults, gap=2.5)
+        broker = make_schedule(f"{self._seed} broker", self._seconds, self._target.faults)
         (self._folder / "schedule.txt").write_text("\n".join(map(str, sorted([*workers, *broker], key=_at))) + "\n")
 
         async def harm_broker(what: str, seconds: float, choice: float) -> None:
@@ -217,6 +228,17 @@ class _Run:
                     attempt=dead.report.attempts,
                     detail=dead.report.reason,
                 )
+
+
+async def _capabilities(target: Target) -> Capabilities:
+    """Ask the adapter: some know only once they are connected."""
+    url = BusURL.parse(target.url)
+    adapter = adapter_class(url)(url, AdapterConfig(service="chaos"))
+    try:
+        await adapter.open()
+        return adapter.capabilities
+    finally:
+        await adapter.aclose()
 
 
 def _setup(target: Target, folder: Path, capabilities: Capabilities, seed: int) -> Setup:

@@ -15,6 +15,7 @@ BROKER_FAULTS = ("restart", "kill", "stop")
 PROXY_FAULTS = ("cut", "drop", "stall", "deafen", "delay", "half-close")
 """Connections refused, reset once, silent both ways, silent towards clients, slow, forgotten by one side."""
 
+_INSTANT = frozenset({"kill", "term", "restart", "drop", "half-close"})
 _CALM = 1.0
 """Seconds at the start in which nothing happens."""
 
@@ -40,7 +41,7 @@ class Step:
 
 
 def make_schedule(
-    seed: int | str, duration: float, faults: Sequence[str], *, gap: float = 2.0, longest: float = 4.0
+    seed: int | str, duration: float, faults: Sequence[str], *, gap: float = 1.5, longest: float = 4.0
 ) -> list[Step]:
     """Return the faults of one sequence.
 
@@ -56,9 +57,11 @@ def make_schedule(
     at = _CALM
     while faults:
         at += draw.uniform(0.2, 2 * gap - 0.2)
-        step = Step(round(at, 3), draw.choice(list(faults)), round(draw.uniform(0.3, longest), 3), draw.random())
-        if step.at + step.seconds > duration:
+        what, seconds, choice = draw.choice(list(faults)), draw.uniform(0.3, longest), draw.random()
+        if what.rpartition(" ")[2] in _INSTANT:
+            seconds = 0.0
+        if at + seconds > duration:
             break
-        steps.append(step)
-        at += step.seconds
+        steps.append(Step(round(at, 3), what, round(seconds, 3), choice))
+        at += seconds
     return steps

@@ -23,7 +23,7 @@ WHO = "MSGBUS_TEST_CHAOS_WHO"
 def recording_bus(
     setup: Setup, recorder: Recorder, effects: Effects, on_ready: Callable[[], None] = lambda: None
 ) -> Bus:
-    """Return a bus with the workload's handlers that writes down what it does; *on_ready* is called when it consumes."""
+    """Return a bus with the workload's handlers that writes down what it does; *on_ready* tells that it consumes."""
 
     class RecordingBus(Bus):
         async def start(self, **options: Any) -> None:
