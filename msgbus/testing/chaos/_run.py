@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -66,7 +66,14 @@ class Outcome:
 
 
 async def run_chaos(
-    target: Target, folder: Path, *, seed: int, seconds: float = 10.0, workers: int = 3, rate: float = 60.0
+    target: Target,
+    folder: Path,
+    *,
+    seed: int,
+    seconds: float = 10.0,
+    workers: int = 3,
+    rate: float = 60.0,
+    steps: Sequence[Step] | None = None,
 ) -> Outcome:
     """Run the workload on a target while things break; heal, drain, and check what happened.
 
@@ -77,12 +84,16 @@ async def run_chaos(
         seconds: How long things break.
         workers: How many processes consume (buses, where the broker lives in this process).
         rate: Messages published per second, if the broker takes them.
+        steps: The faults, instead of those that the seed gives. Those of workers have one word (``kill``), those of
+            the broker and of its proxy begin with it (``broker kill``, ``proxy cut``).
 
     Returns:
         What was found; `Outcome.raise_if_broken` makes a test fail.
     """
     capabilities = await _capabilities(target)
-    run = _Run(target, folder, capabilities, seed=seed, seconds=seconds, workers=workers, rate=rate)
+    if steps is None:
+        steps = _schedule(target, capabilities, seed, seconds)
+    run = _Run(target, folder, capabilities, steps, seed=seed, seconds=seconds, workers=workers, rate=rate)
     try:
         return await run.go()
     finally:
@@ -95,6 +106,7 @@ class _Run:
         target: Target,
         folder: Path,
         capabilities: Capabilities,
+        steps: Sequence[Step],
         *,
         seed: int,
         seconds: float,
@@ -105,15 +117,15 @@ class _Run:
         self._folder = folder
         self._seed = seed
         self._seconds = seconds
-        self.capabilities = capabilities
-        self._setup = _setup(target, folder, self.capabilities, seed)
-        self._expected: list[Subscribed] = subscriptions(self._setup, self.capabilities)
+        self._steps = steps
+        self._setup = _setup(target, folder, capabilities, seed)
+        self._expected: list[Subscribed] = subscriptions(self._setup, capabilities)
         self._journal = Journal(folder / "run.jsonl", "run")
         self._recorder = Recorder(self._journal, self._setup.namespace)
-        crew = ProcessCrew if self.capabilities.multi_process else LocalCrew
+        crew = ProcessCrew if capabilities.multi_process else LocalCrew
         self._crew: Crew = crew(self._setup, workers, self._journal, self._recorder)
         self._producers = Producers(
-            self._setup, self._recorder, seed=seed, rate=rate, delays=self.capabilities.max_delay >= 5
+            self._setup, self._recorder, seed=seed, rate=rate, delays=capabilities.max_delay >= 5
         )
         self._effects = Effects(folder)
 
@@ -159,20 +171,18 @@ class _Run:
     # -- breaking -----------------------------------------------------------------------------------------------
 
     async def _break_things(self) -> None:
-        """Carry out two schedules at once, one against the workers and one against the broker."""
-        on_workers = WORKER_FAULTS if self.capabilities.multi_process else ("term",)
-        longest = min(1.5 * self._target.lease, 6.0)  # some are stopped for longer than their leases, some not
-        workers = make_schedule(f"{self._seed} workers", self._seconds, on_workers, longest=longest)
-        broker = make_schedule(f"{self._seed} broker", self._seconds, self._target.faults)
-        (self._folder / "schedule.txt").write_text("\n".join(map(str, sorted([*workers, *broker], key=_at))) + "\n")
+        """Carry out the schedule: what is done to workers and what is done to the broker do not wait for each other."""
+        (self._folder / "schedule.txt").write_text("".join(f"{step}\n" for step in self._steps))
+        on_broker = [step for step in self._steps if " " in step.what]
+        on_workers = [step for step in self._steps if " " not in step.what]
 
         async def harm_broker(what: str, seconds: float, choice: float) -> None:
             await self._target.harm(what, seconds, choice, self._journal)
 
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(workers, began, self._crew.harm))
-            group.create_task(self._follow(broker, began, harm_broker))
+            group.create_task(self._follow(on_workers, began, self._crew.harm))
+            group.create_task(self._follow(on_broker, began, harm_broker))
             while (left := self._seconds - (time.monotonic() - began)) > 0:
                 await asyncio.sleep(min(0.5, left))
                 await self._crew.check()
@@ -254,8 +264,13 @@ def _setup(target: Target, folder: Path, capabilities: Capabilities, seed: int) 
     )
 
 
-def _at(step: Step) -> float:
-    return step.at
+def _schedule(target: Target, capabilities: Capabilities, seed: int, seconds: float) -> list[Step]:
+    """Return the faults that the seed gives: two sequences at once, one of the workers and one of the broker."""
+    on_workers = WORKER_FAULTS if capabilities.multi_process else ("term",)
+    longest = min(1.5 * target.lease, 6.0)  # some are stopped for longer than their leases, some not
+    workers = make_schedule(f"{seed} workers", seconds, on_workers, longest=longest)
+    broker = make_schedule(f"{seed} broker", seconds, target.faults)
+    return sorted([*workers, *broker], key=lambda step: step.at)
 
 
 def _time(text: str) -> float | None:

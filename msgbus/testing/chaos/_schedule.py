@@ -16,7 +16,7 @@ PROXY_FAULTS = ("cut", "drop", "stall", "deafen", "delay", "half-close")
 """Connections refused, reset once, silent both ways, silent towards clients, slow, forgotten by one side."""
 
 _INSTANT = frozenset({"kill", "term", "restart", "drop", "half-close"})
-_CALM = 1.0
+_CALM = 0.5
 """Seconds at the start in which nothing happens."""
 
 
@@ -41,7 +41,7 @@ class Step:
 
 
 def make_schedule(
-    seed: int | str, duration: float, faults: Sequence[str], *, gap: float = 1.5, longest: float = 4.0
+    seed: int | str, duration: float, faults: Sequence[str], *, gap: float = 1.0, longest: float = 4.0
 ) -> list[Step]:
     """Return the faults of one sequence.
 
