@@ -20,5 +20,5 @@ def nothing_is_lost(name: str, folder: Path, *, seed: int, seconds: float = 6.0)
         unavailable(str(exc))
     print(render([outcome]))
     outcome.raise_if_broken()
-    assert outcome.findings.counts.handled > 50
+    assert outcome.findings.counts.handled > 20
     assert outcome.findings.counts.faults > 0
