@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import random
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def target(name: str, folder: Path) -> Iterator[Target]:
 def run_one(name: str, *, seed: int, seconds: float, workers: int, rate: float, keep: bool = False) -> Outcome:
     """Make one run; its folder stays when something was wrong, or when *keep* is set."""
     folder = Path(tempfile.mkdtemp(prefix=f"msgbus-chaos-{name}-"))
+    logging.basicConfig(filename=folder / "run.log", force=True)
     with target(name, folder) as aim:
         outcome = asyncio.run(run_chaos(aim, folder, seed=seed, seconds=seconds, workers=workers, rate=rate))
     if not keep and not outcome.findings.violations:

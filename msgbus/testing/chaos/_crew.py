@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from msgbus import Bus
 from msgbus.testing.chaos._workload import Effects, Setup
-from msgbus.testing.chaos.worker import SETUP, WHO, recording_bus
+from msgbus.testing.chaos.worker import SETUP, TRY_AGAIN, WHO, recording_bus
 from msgbus.testing.history import EventKind, Journal, Recorder
 from msgbus.testing.processes import WorkerProcess
 
@@ -101,7 +103,8 @@ class ProcessCrew(Crew):
         for name, worker in list(self._workers.items()):
             if worker.returncode is not None:
                 del self._workers[name]
-                self._recorder.complain(f"{name} ended by itself with {worker.returncode}: {_last(worker)}")
+                if worker.returncode != TRY_AGAIN or _was_ready(worker):
+                    self._recorder.complain(f"{name} ended by itself with {worker.returncode}: {_last(worker)}")
                 self._say_last(name, worker)
                 worker.close()
                 self._hire()
@@ -118,9 +121,11 @@ class ProcessCrew(Crew):
         try:
             status = await asyncio.to_thread(worker.wait, _END)
         except TimeoutError:
-            self._recorder.complain(f"{name} did not end within {_END:g} s of SIGTERM: {_last(worker)}")
+            os.kill(worker.pid, signal.SIGUSR1)
+            await asyncio.sleep(1)
+            self._recorder.complain(f"{name} did not end within {_END:g} s of SIGTERM; its log says where it is")
         else:
-            if status and any(line.startswith("ready") for line in worker.lines):
+            if status and _was_ready(worker):
                 self._recorder.complain(f"{name} ended with {status} after SIGTERM: {_last(worker)}")
         finally:
             self._say_last(name, worker)
@@ -174,6 +179,10 @@ class LocalCrew(Crew):
         bus, effects = self._buses.pop(name)
         await bus.__aexit__()
         effects.close()
+
+
+def _was_ready(worker: WorkerProcess) -> bool:
+    return "ready" in worker.lines
 
 
 def _last(worker: WorkerProcess) -> str:

@@ -27,8 +27,8 @@ from msgbus.testing.history import EventKind, Findings, Journal, Recorder, Subsc
 __all__ = ["Outcome", "run_chaos"]
 
 _log = logging.getLogger("msgbus.testing.chaos")
-_AFTERGLOW = 1.5
-"""Seconds that producers go on after the last fault is healed, so that recovery can be seen."""
+_RECOVERY = 60.0
+"""Seconds (of the target's patience) from the last fault until a message published afterwards must be handled."""
 _DRAIN = 90.0
 """Seconds (of the target's patience) for all messages to come to rest once everything is healed."""
 _QUIET = 1.0
@@ -136,7 +136,7 @@ class _Run:
             began = time.time()
             await self._break_things()
             healed = time.time()
-            await asyncio.sleep(_AFTERGLOW)
+            await self._recover(healed)
             await self._producers.stop()
             drained = await self._drain(bus)
             at_rest = time.time()
@@ -196,6 +196,16 @@ class _Run:
             if time.monotonic() - began > self._seconds:
                 return  # an earlier fault took its time (a broker's restart): the rest falls away
             await harm(step.what, step.seconds, step.choice)
+
+    async def _recover(self, healed: float) -> None:
+        """Let producers go on until a message that was published after all faults is handled."""
+        deadline = time.monotonic() + _RECOVERY * self._target.patience
+        while time.monotonic() < deadline:
+            await asyncio.sleep(1.0)
+            await self._crew.check()
+            if _recovery(check_history(read_history(self._folder), self._expected), healed) is not None:
+                return
+        self._recorder.complain(f"nothing that was published after the faults was handled for {_RECOVERY:g} s")
 
     # -- draining -----------------------------------------------------------------------------------------------
 

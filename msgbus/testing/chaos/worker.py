@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +17,12 @@ from msgbus.errors import BrokerUnavailable
 from msgbus.testing.chaos._workload import Effects, Setup, register
 from msgbus.testing.history import Recorder
 
-__all__ = ["SETUP", "WHO", "main", "recording_bus"]
+__all__ = ["SETUP", "TRY_AGAIN", "WHO", "main", "recording_bus"]
 
 SETUP = "MSGBUS_TEST_CHAOS_SETUP"
 WHO = "MSGBUS_TEST_CHAOS_WHO"
+TRY_AGAIN = 75
+"""The exit status that asks a supervisor to start the worker again (EX_TEMPFAIL)."""
 
 
 def recording_bus(
@@ -37,22 +42,28 @@ def recording_bus(
 
 
 def _say_ready() -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _say_tasks)
     print("ready", flush=True)  # noqa: T201 - this is how the run knows
 
 
+def _say_tasks() -> None:
+    """Print where every task is: what a worker that does not end is waiting for."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stdout)
+    sys.stdout.flush()
+
+
 def main() -> None:
-    """Consume until SIGTERM; while the broker is away, try again, as a supervisor would have it."""
+    """Consume until SIGTERM; end with `TRY_AGAIN` when there is no broker to begin with."""
     setup = Setup.from_json(os.environ[SETUP])
     recorder = setup.recorder(os.environ[WHO])
     effects = Effects(Path(setup.folder))
-    while True:
-        try:
-            run(recording_bus(setup, recorder, effects, _say_ready))
-        except BrokerUnavailable as exc:
-            print(f"waiting for the broker: {exc}", flush=True)  # noqa: T201
-            time.sleep(0.5)
-        else:
-            return
+    try:
+        run(recording_bus(setup, recorder, effects, _say_ready))
+    except BrokerUnavailable as exc:
+        print(f"the broker is away: {exc}", flush=True)  # noqa: T201
+        time.sleep(0.5)
+        sys.exit(TRY_AGAIN)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from msgbus.testing.history._account import Account, Attempt, Fate, Run, Subscribed
 from msgbus.testing.history._events import Event, EventKind
@@ -97,14 +98,19 @@ def _order_of(fates: dict[str, Fate], key: str, attempts: list[Attempt], wanted:
 
 
 def attempts(account: Account) -> Iterator[Violation]:
-    """No message is tried more often than its policy allows."""
+    """No message is tried more often than its policy allows before it is a dead letter.
+
+    Afterwards it may come again, as anything that was settled when the broker died: a duplicate.
+    """
     for wanted in account.subscriptions:
         for id, fate in account.fates[wanted.label].items():
-            highest = max((run.started.attempt for run in fate.runs), default=0)
+            end = min((event.time for event in fate.dead), default=inf)
+            runs = [run for run in fate.runs if run.started.time < end]
+            highest = max((run.started.attempt for run in runs), default=0)
             if highest > wanted.attempts + wanted.slack:
                 text = f"{id} on {wanted.label} was given to a handler as attempt {highest} of {wanted.attempts}"
                 yield Violation("attempts", text, (id,))
-            failures = {run.started.attempt for run in fate.runs if run.raised}
+            failures = {run.started.attempt for run in runs if run.raised}
             if len(failures) > wanted.attempts:
                 text = f"{id} on {wanted.label} failed in {len(failures)} attempts, allowed are {wanted.attempts}"
                 yield Violation("attempts", text, (id,))
