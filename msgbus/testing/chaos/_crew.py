@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from msgbus import Bus
+from msgbus.testing.chaos._worker import SETUP, TRY_AGAIN, WHO, recording_bus
 from msgbus.testing.chaos._workload import Effects, Setup
-from msgbus.testing.chaos.worker import SETUP, TRY_AGAIN, WHO, recording_bus
 from msgbus.testing.history import EventKind, Journal, Recorder
 from msgbus.testing.processes import WorkerProcess
 
@@ -134,7 +134,7 @@ class ProcessCrew(Crew):
     def _hire(self) -> None:
         name = self._name()
         self._workers[name] = WorkerProcess(
-            [sys.executable, "-m", "msgbus.testing.chaos.worker"],
+            [sys.executable, "-m", "msgbus.testing.chaos"],
             env={SETUP: self._setup.to_json(), WHO: name},
         )
 

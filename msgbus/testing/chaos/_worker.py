@@ -1,4 +1,4 @@
-"""A consumer of the workload in a process of its own: ``python -m msgbus.testing.chaos.worker``, started by a run."""
+"""A consumer of the workload in a process of its own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,3 @@ def main() -> None:
         print(f"the broker is away: {exc}", flush=True)  # noqa: T201
         time.sleep(0.5)
         sys.exit(TRY_AGAIN)
-
-
-if __name__ == "__main__":
-    main()
