@@ -93,6 +93,19 @@ def test_a_confirmed_message_that_is_nowhere_is_lost(script, end):
     assert findings.counts.lost == 1
 
 
+def test_a_dead_letter_must_be_found(script):
+    """That the broker took it is not enough."""
+    script.publish("m1")
+    for attempt in (1, 2, 3):
+        script.handle("m1", "ValueError", attempt=attempt)
+    script.write("settled", "m1", detail="deadletter")
+    assert script.rules() == ["lost"]
+    assert script.check().account.unsettled() == []
+
+    script.write("dead", "m1", detail="failed")
+    assert script.rules() == []
+
+
 def test_each_group_must_have_it(script):
     """What one group handled is lost to the other that did not."""
     groups = [Subscribed(channel="work", group=name) for name in ("a", "b")]
@@ -211,6 +224,18 @@ def test_attempts_never_exceed_the_policy(script):
 
     assert script.rules() == ["attempts"]
     assert script.rules(Subscribed(channel="work", attempts=3, slack=1)) == []
+
+
+def test_a_dead_letter_that_comes_again_is_a_duplicate(script):
+    """The broker died before it knew that the message was settled."""
+    script.publish("m1")
+    for attempt in (1, 2, 3):
+        script.handle("m1", "ValueError", attempt=attempt)
+    script.write("settled", "m1", detail="deadletter")
+    script.handle("m1", "ValueError", attempt=4)
+    script.write("dead", "m1", detail="failed")
+
+    assert script.rules() == []
 
 
 def test_failures_are_counted(script):
@@ -368,7 +393,9 @@ async def _record(tmp_path):
         with recorder.publishing("news", "n1", key="k"):
             await bus.publish(topic, "n1", id="n1", key="k")
         subscribed = [Subscribed(channel="work", attempts=2), Subscribed(channel="news", group="g")]
-        await eventually(lambda: not check_history(read_history(tmp_path), subscribed).violations)
+        await eventually(lambda: not check_history(read_history(tmp_path), subscribed).account.unsettled())
+        assert {v.ids for v in check_history(read_history(tmp_path), subscribed).violations} == {("bad",), ("poor",)}
+        await recorder.note_dead(bus, queue)
 
     for error in (NotSent("away"), PublishTimeout("slow")):
         with pytest.raises(type(error)), recorder.publishing("work", type(error).__name__):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from msgbus import Bus
-from msgbus._message import parse_time
 from msgbus._registry import adapter_class
 from msgbus._url import BusURL
 from msgbus.adapter import AdapterConfig, Capabilities
@@ -22,18 +20,25 @@ from msgbus.testing.chaos._producers import Producers
 from msgbus.testing.chaos._schedule import WORKER_FAULTS, Step, make_schedule
 from msgbus.testing.chaos._target import Target
 from msgbus.testing.chaos._workload import Channels, Effects, Setup, register, subscriptions
-from msgbus.testing.history import EventKind, Findings, Journal, Recorder, Subscribed, check_history, read_history
+from msgbus.testing.history import (
+    Account,
+    EventKind,
+    Findings,
+    Journal,
+    Recorder,
+    Subscribed,
+    check_history,
+    read_history,
+)
 
 __all__ = ["Outcome", "run_chaos"]
 
-_log = logging.getLogger("msgbus.testing.chaos")
 _RECOVERY = 60.0
 """Seconds (of the target's patience) from the last fault until a message published afterwards must be handled."""
 _DRAIN = 90.0
 """Seconds (of the target's patience) for all messages to come to rest once everything is healed."""
 _QUIET = 1.0
 """Seconds to look for what should not come, when all has come that should."""
-_PAGE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +147,7 @@ class _Run:
             at_rest = time.time()
             await asyncio.sleep(_QUIET)
             await self._crew.stop()
-            await self._look_for_dead(bus)
+            await self._note_dead(bus)
             for id, count in self._effects.counts().items():
                 self._journal.write(EventKind.EFFECT, id=id, channel="once", attempt=count)
         findings = check_history(read_history(self._folder), self._expected)
@@ -212,42 +217,28 @@ class _Run:
     async def _drain(self, bus: Bus) -> bool:
         """Wait until no confirmed message is open any more; return whether that came to be."""
         deadline = time.monotonic() + _DRAIN * self._target.patience
-        looked = time.monotonic()
         while time.monotonic() < deadline:
             await self._crew.check()
             started = time.monotonic()
-            findings = check_history(read_history(self._folder), self._expected)
-            if not findings.counts.lost:
+            if not Account(read_history(self._folder), self._expected).unsettled():
                 return True
-            if time.monotonic() - looked > 5:  # dead letters that a killed worker could not write down
-                await self._look_for_dead(bus)
-                looked = time.monotonic()
             await asyncio.sleep(max(0.5, 2 * (time.monotonic() - started)))
         return False
 
-    async def _look_for_dead(self, bus: Bus) -> None:
-        """Write down which messages are among the dead letters."""
+    async def _note_dead(self, bus: Bus) -> None:
+        """Write down which messages are among the dead letters; the broker may still be getting up."""
         channels = Channels()
+        deadline = time.monotonic() + _RECOVERY * self._target.patience
         for wanted in self._expected:
-            if wanted.answers:
-                continue
-            channel = getattr(channels, wanted.channel)
-            try:
-                box = await bus.dead_letters(channel, group=wanted.group or None)
-                found = await box.peek(limit=_PAGE)
-            except BrokerError as exc:
-                _log.warning("cannot look at the dead letters of %s: %s", wanted.label, exc)
-                continue
-            for dead in found:
-                self._journal.write(
-                    EventKind.DEAD,
-                    at=_time(dead.report.last),
-                    id=dead.message.id,
-                    channel=wanted.channel,
-                    group=wanted.group,
-                    attempt=dead.report.attempts,
-                    detail=dead.report.reason,
-                )
+            while not wanted.answers:
+                try:
+                    await self._recorder.note_dead(bus, getattr(channels, wanted.channel), wanted.group or None)
+                    break
+                except BrokerError as exc:
+                    if time.monotonic() > deadline:
+                        self._recorder.complain(f"cannot look at the dead letters of {wanted.label}: {exc}")
+                        break
+                    await asyncio.sleep(1)
 
 
 async def _capabilities(target: Target) -> Capabilities:
@@ -281,11 +272,6 @@ def _schedule(target: Target, capabilities: Capabilities, seed: int, seconds: fl
     workers = make_schedule(f"{seed} workers", seconds, on_workers, longest=longest)
     broker = make_schedule(f"{seed} broker", seconds, target.faults)
     return sorted([*workers, *broker], key=lambda step: step.at)
-
-
-def _time(text: str) -> float | None:
-    time = parse_time(text)
-    return None if time is None else time.timestamp()
 
 
 def _longest_outage(findings: Findings, began: float, healed: float) -> float:

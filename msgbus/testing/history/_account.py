@@ -76,15 +76,21 @@ class Fate:
 
     received: list[Event] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    buried: list[Event] = field(default_factory=list)
     dead: list[Event] = field(default_factory=list)
     effects: int | None = None
 
     @property
     def settled(self) -> float | None:
-        """When it was first handled to its end or dead-lettered; None if neither was seen."""
+        """When it was first handled to its end, or when the broker first said that it is a dead letter; or None."""
         times = [run.ended.time for run in self.runs if run.ended is not None and run.succeeded]
-        times += [event.time for event in self.dead]
+        times += [event.time for event in (*self.buried, *self.dead)]
         return min(times, default=None)
+
+    @property
+    def safe(self) -> bool:
+        """Whether it was handled to its end, or found among the dead letters."""
+        return bool(self.dead) or any(run.succeeded for run in self.runs)
 
 
 class Account:
@@ -121,6 +127,16 @@ class Account:
         ]
         return sorted(found, key=lambda attempt: attempt.began.time)
 
+    def unsettled(self) -> list[tuple[Subscribed, str]]:
+        """Return the confirmed messages that have not come to rest, with the subscription that owes it."""
+        return [
+            (wanted, id)
+            for wanted in self.subscriptions
+            if not wanted.answers
+            for id in dict.fromkeys(attempt.began.id for attempt in self.confirmed(wanted.channel))
+            if (fate := self.fates[wanted.label].get(id)) is None or fate.settled is None
+        ]
+
     def disturbed(self, who: str, since: float, until: float) -> bool:
         """Tell whether *who* was killed or stopped between two times, or was stopped then; asking to end is neither."""
         lasting = False
@@ -145,7 +161,7 @@ class Account:
             case EventKind.CONFIRMED | EventKind.FAILED | EventKind.UNKNOWN | EventKind.ENDED:
                 if (begun := self._open.pop(event.run, None)) is not None:
                     begun.ended = event
-            case EventKind.RECEIVED | EventKind.STARTED | EventKind.DEAD | EventKind.EFFECT:
+            case EventKind.RECEIVED | EventKind.STARTED | EventKind.SETTLED | EventKind.DEAD | EventKind.EFFECT:
                 self._take_delivery(event)
             case _:
                 pass
@@ -159,6 +175,8 @@ class Account:
                 run = Run(event)
                 fate.runs.append(run)
                 self._open[event.run] = run
+            case EventKind.SETTLED:
+                fate.buried += [event] if event.detail == "deadletter" else []
             case EventKind.DEAD:
                 fate.dead.append(event)
             case _:

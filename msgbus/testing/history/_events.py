@@ -34,7 +34,7 @@ class EventKind(StrEnum):
     SETTLED = "settled"
     """The broker took the settlement, or did not; ``detail`` says which settlement, and its error."""
     DEAD = "dead"
-    """The message is among the dead letters; ``detail`` is the reason."""
+    """The message was found among the dead letters; ``detail`` is the reason, the time that of its last attempt."""
     EFFECT = "effect"
     """An idempotent handler's effect, found afterwards."""
     FAULT = "fault"

@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from msgbus._failure import read_report
+from msgbus._message import parse_time
 from msgbus.adapter import (
     ID,
     Ack,
     Adapter,
-    DeadLetter,
     Kind,
     Outcome,
     Received,
@@ -25,9 +24,11 @@ from msgbus.errors import BrokerUnavailable, EncodeError, NotSent, SettleError
 from msgbus.testing.history._events import EventKind, Journal
 
 if TYPE_CHECKING:
-    from msgbus import Bus, Delivery
+    from msgbus import Bus, Channel, Delivery
 
 __all__ = ["Recorder"]
+
+_ALL = 1_000_000
 
 
 class Recorder:
@@ -116,6 +117,24 @@ class Recorder:
         """Record something that must not be; the check fails with it."""
         self._journal.write(EventKind.COMPLAINT, detail=text, **details)
 
+    async def note_dead(self, bus: Bus, channel: Channel[Any], group: str | None = None) -> None:
+        """Record what is among the dead letters of a subscription: when all has come to rest, before the check.
+
+        That a settlement was taken is not enough: only what can be found there was not lost.
+        """
+        box = await bus.dead_letters(channel, group=group)
+        for dead in await box.peek(limit=_ALL):
+            last = parse_time(dead.report.last)
+            self._journal.write(
+                EventKind.DEAD,
+                at=None if last is None else last.timestamp(),
+                id=dead.message.id,
+                channel=channel.name,
+                group=group or "",
+                attempt=dead.report.attempts,
+                detail=dead.report.reason,
+            )
+
     def _watch(self, adapter: Adapter) -> None:
         subscribe = adapter.subscribe
 
@@ -149,9 +168,6 @@ class _Watched(Subscription):
         for outcome, error in zip(outcomes, errors, strict=True):
             details = self._details(outcome.received)
             self._write(EventKind.SETTLED, detail=_describe(outcome, error), **details)
-            if isinstance(outcome, DeadLetter) and error is None:
-                report = read_report(outcome.headers)
-                self._write(EventKind.DEAD, detail=report.reason, attempt=report.attempts, **details)
         return errors
 
     async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:

@@ -46,9 +46,8 @@ def lost(account: Account) -> Iterator[Violation]:
         fates = account.fates[wanted.label]
         for id in dict.fromkeys(attempt.began.id for attempt in account.confirmed(wanted.channel)):
             fate = fates.get(id)
-            if fate is None or fate.settled is None:
-                seen = "never received" if fate is None or not fate.received else "received"
-                text = f"{id} on {wanted.label} was confirmed, and neither handled nor dead-lettered ({seen})"
+            if fate is None or not fate.safe:
+                text = f"{id} on {wanted.label} was confirmed, and neither handled nor is it a dead letter"
                 yield Violation("lost", text, (id,))
 
 
@@ -104,7 +103,7 @@ def attempts(account: Account) -> Iterator[Violation]:
     """
     for wanted in account.subscriptions:
         for id, fate in account.fates[wanted.label].items():
-            end = min((event.time for event in fate.dead), default=inf)
+            end = min((event.time for event in (*fate.buried, *fate.dead)), default=inf)
             runs = [run for run in fate.runs if run.started.time < end]
             highest = max((run.started.attempt for run in runs), default=0)
             if highest > wanted.attempts + wanted.slack:
