@@ -7,9 +7,11 @@ BROKER ?= sqlite
 PYTEST := $(BIN)/python -m pytest
 # The broker somebody asked for by name, as opposed to the default.
 CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BROKER))
+# SECONDS as somebody gave it: a shell that make runs in may export its own.
+CHAOS_SECONDS := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract kills bench-core bench-rabbitmq docs package clean brokers
+.PHONY: help demo test test-brokers quick check contract kills bench-core bench-rabbitmq docs package clean brokers chaos soak
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -38,6 +40,12 @@ check: $(STAMP) ## Lint, format check, types, import directions
 
 contract: $(STAMP) ## Run one adapter's contract kit (BROKER=sqlite)
 	@$(PYTEST) -q tests/contract/test_$(BROKER).py
+
+chaos: $(STAMP) ## Break brokers under load and check that nothing is lost (BROKER=nats,kafka SECONDS=60 SEED=7)
+	@$(BIN)/python -m scripts.chaos $(CHOSEN) $(if $(CHAOS_SECONDS),--seconds $(CHAOS_SECONDS)) $(if $(SEED),--seed $(SEED))
+
+soak: $(STAMP) ## Load and soak (BROKER=nats CASE=overload SCALE=0.1)
+	@$(BIN)/python -m scripts.soak $(or $(CHOSEN),sqlite) $(CASE) $(if $(SCALE),--scale $(SCALE))
 
 brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROKER=nats,kafka for some)
 	@$(BIN)/python -m scripts.brokers --install $(CHOSEN)

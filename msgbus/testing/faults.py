@@ -74,6 +74,7 @@ class FaultProxy:
         self._target = (host, port)
         self._faults = _Faults()
         self._links: set[_Link] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"fault-proxy-{self.port}", daemon=True)
@@ -164,7 +165,13 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(_CALL_TIMEOUT)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=_bound_socket(self.port))
+        self._server = await asyncio.start_server(self._accept, sock=_bound_socket(self.port))
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection in a task of ours: asyncio's own for it reports an error when it is cancelled."""
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     def _refuse(self) -> None:
         if self._server is not None:
