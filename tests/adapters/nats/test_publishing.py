@@ -164,7 +164,7 @@ def test_a_silent_server_is_a_timeout_that_may_be_tried_again(kit):
 def test_an_impostor_does_not_confirm(kit):
     async def body():
         queue = kit.queue("silent")
-        async with kit.adapter(query="&timeout=2") as adapter, kit.plain() as client:
+        async with kit.adapter(query="&timeout=20") as adapter, kit.plain() as client:
 
             async def answer(message):
                 await message.respond(b"hello")
