@@ -11,7 +11,7 @@ CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BRO
 CHAOS_SECONDS := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract kills bench-core bench-rabbitmq docs package clean brokers chaos soak
+.PHONY: help demo test test-brokers quick check contract kills bench-core bench-kafka bench-rabbitmq docs package clean brokers chaos soak
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -56,6 +56,11 @@ kills: $(STAMP) ## Kill 1,000 workers between effect and acknowledgement, over S
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))
+
+bench-kafka: $(STAMP) ## Measure Kafka beside FastStream and aiokafka (JSON=file)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@$(BIN)/python -m scripts.brokers --install kafka
+	@$(BIN)/python -m tests.bench.kafka $(if $(JSON),--json $(JSON))
 
 bench-rabbitmq: $(STAMP) ## Measure RabbitMQ beside FastStream, kombu and py-amqp (JSON=file)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench

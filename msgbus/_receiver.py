@@ -331,15 +331,11 @@ class Receiver:
         self._settler.add(outcome)
 
     def _settled(self, outcome: Outcome, error: SettleError | None) -> None:
-        received = outcome.received
-        self._live.pop(received, None)
-        if error is not None and type(outcome) is Ack and (key := received.headers.get(ID)):
+        if error is not None and type(outcome) is Ack and (key := outcome.received.headers.get(ID)):
             self._handled[key] = None
             if len(self._handled) > _REMEMBERED:
                 self._handled.popitem(last=False)
-        if self._lanes is not None and type(outcome) is not Ack and (key := _key(received)) is not None:
-            self._settled_in_lane(self._lanes, key, received)
-        self._look_for_room()
+        self._all_settled([outcome])
 
     def _all_settled(self, outcomes: Sequence[Outcome]) -> None:
         live = self._live
@@ -349,10 +345,7 @@ class Receiver:
             for outcome in outcomes:
                 if type(outcome) is not Ack and (key := _key(outcome.received)) is not None:
                     self._settled_in_lane(lanes, key, outcome.received)
-        self._look_for_room()
-
-    def _look_for_room(self) -> None:
-        if not self._room.is_set() and self.limits.prefetch - len(self._live) >= self.limits.refill:
+        if not self._room.is_set() and self.limits.prefetch - len(live) >= self.limits.refill:
             self._room.set()
 
     def _settled_in_lane(self, lanes: Lanes, key: str, received: Received) -> None:

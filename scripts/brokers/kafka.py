@@ -26,6 +26,7 @@ class Kafka(JavaBroker):
         "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",  # without it the server logs nothing
     )
     heap = "512m"
+    start_timeout = 180.0  # seconds; after a SIGKILL on a busy machine it reads its logs again
     extra: ClassVar[tuple[str, ...]] = ()
     """Names of listeners that a subclass adds; `ports` has their ports."""
 

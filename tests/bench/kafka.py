@@ -1,10 +1,10 @@
-"""Kafka beside its own client and beside FastStream: the same work, in one run, in turn.
+"""`make bench-kafka`: Kafka beside its own client and beside FastStream: the same work, in one run, in turn.
 
 Every case publishes or handles all of its messages and counts them; a lost one ends the run instead of making a
 figure. Each contender gets its best settings for at-least-once: confirmed by all replicas, an idempotent producer,
 large batches, no log lines. Rounds are interleaved, so that whatever else the machine does hits all alike.
 
-Usage: python tests/bench/kafka.py [--rounds N] [--only publish,consume,batch,latency,keys] [--json FILE] [--url URL]
+Usage: python -m tests.bench.kafka [--rounds N] [--only publish,consume,batch,latency,keys] [--json FILE] [--url URL]
 """
 
 from __future__ import annotations
