@@ -239,7 +239,7 @@ class SqsAdapter(Adapter):
         subscription = ReplySubscription(self._tools, source, options, queue)
         subscription.address = queue.target.rpartition("/")[2]
         self._subscriptions.add(subscription)
-        self._spawn(subscription.look_after())
+        subscription.look_after()
         return subscription
 
 

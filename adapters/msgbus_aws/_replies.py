@@ -58,8 +58,11 @@ class ReplySubscription(SqsSubscription):
 
     address = ""
 
-    async def look_after(self) -> None:
-        """Say that it is alive, and sweep what dead processes left behind, until cancelled."""
+    def look_after(self) -> None:
+        """Say that it is alive, and sweep what dead processes left behind, until it is closed."""
+        self._spawn(self._look_after())
+
+    async def _look_after(self) -> None:
         while True:
             try:
                 await self._sweep()
@@ -92,6 +95,8 @@ class ReplySubscription(SqsSubscription):
         """Stop, and delete the queue."""
         if self._closed:
             return
+        for task in self._tasks:
+            task.cancel()
         self._held.clear()  # nobody else wants what is in it
         await super().aclose()
         try:

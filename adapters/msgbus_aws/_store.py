@@ -20,13 +20,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from msgbus.errors import (
     AccessDenied,
-    BrokerError,
     BrokerUnavailable,
     ClaimLost,
     ClosedError,
     ConfigError,
     StoreError,
     StoreUnavailable,
+    TopologyError,
 )
 from msgbus.store import (
     AdapterConfig,
@@ -37,6 +37,7 @@ from msgbus.store import (
     Granted,
     InProgress,
     Mismatch,
+    Provision,
     Store,
     Verdict,
     parse_options,
@@ -72,12 +73,10 @@ class DynamoDBOptions:
     Attributes:
         endpoint: The URL of another implementation of the service.
         timeout: Seconds to wait for an answer.
-        create: Whether a missing table is made (billed by request, expiring its items).
     """
 
     endpoint: str = ""
     timeout: float = 5.0
-    create: bool = True
 
 
 class DynamoDBStore(Store):
@@ -122,11 +121,13 @@ class DynamoDBStore(Store):
         return make_clients({"dynamodb": timeouts}, self._place, endpoint, self.config.service)["dynamodb"]
 
     async def _prepare(self) -> None:
-        """See to the table and to the expiry of its items."""
+        """See to the table, as the configuration says."""
+        if self.config.provision is Provision.SKIP:
+            return
         status = await self._status()
         if status is None:
-            if not self._options.create:
-                raise StoreError(f"the DynamoDB table {self._table!r} does not exist")
+            if self.config.provision is Provision.VERIFY:
+                raise TopologyError(f"the DynamoDB table {self._table!r} does not exist")
             await self._create()
         while status != "ACTIVE":
             await self.config.clock.sleep(_POLL)
@@ -135,12 +136,10 @@ class DynamoDBStore(Store):
     async def _status(self) -> str | None:
         try:
             answer = await self._call("describe_table")
-        except ClientError as exc:
+        except (BotoCoreError, ClientError) as exc:
             if code_of(exc) == "ResourceNotFoundException":
                 return None
-            raise self._error(exc) from exc
-        except BotoCoreError as exc:
-            raise self._error(exc) from exc
+            raise self._refusal(exc) from exc
         return str(answer["Table"]["TableStatus"])
 
     async def _create(self) -> None:
@@ -159,7 +158,7 @@ class DynamoDBStore(Store):
         except (BotoCoreError, ClientError) as exc:
             # Somebody else made it at the same moment.
             if code_of(exc) not in ("ResourceInUseException", "ValidationException"):
-                raise self._error(exc) from exc
+                raise self._refusal(exc) from exc
 
     async def aclose(self) -> None:
         """Close the client and end the threads."""
@@ -263,11 +262,9 @@ class DynamoDBStore(Store):
                 ExpressionAttributeValues={name: value for name, value in values.items() if name in wanted},
                 **arguments,
             )
-        except ClientError as exc:
-            if code_of(exc) == "ConditionalCheckFailedException":
+        except (BotoCoreError, ClientError) as exc:
+            if isinstance(exc, ClientError) and code_of(exc) == "ConditionalCheckFailedException":
                 return dict(exc.response.get("Item", {}))
-            raise self._error(exc) from exc
-        except BotoCoreError as exc:
             raise self._error(exc) from exc
         return None
 
@@ -283,12 +280,14 @@ class DynamoDBStore(Store):
         if self._closed or self._client is None:
             raise ClosedError(f"the dynamodb store is {'closed' if self._closed else 'not open'}")
 
-    def _error(self, exc: Exception) -> StoreError | BrokerError:
+    def _error(self, exc: Exception) -> StoreError:
         error = translate(exc, "dynamodb", f"table {self._table!r}")
-        if isinstance(error, AccessDenied):
-            return error
-        kind = StoreUnavailable if isinstance(error, BrokerUnavailable) else StoreError
-        return kind(str(error))
+        return (StoreUnavailable if isinstance(error, BrokerUnavailable) else StoreError)(str(error))
+
+    def _refusal(self, exc: Exception) -> StoreError | AccessDenied:
+        """Return the error of opening: there wrong credentials are told from everything else."""
+        error = translate(exc, "dynamodb", f"table {self._table!r}")
+        return error if isinstance(error, AccessDenied) else self._error(exc)
 
 
 def _key(claim: Claim) -> str:
