@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BROKER))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract kills bench-core bench-rabbitmq docs package clean brokers
+.PHONY: help demo test test-brokers quick check contract kills bench bench-core bench-rabbitmq docs package clean brokers
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -45,6 +45,11 @@ brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROK
 
 kills: $(STAMP) ## Kill 1,000 workers between effect and acknowledgement, over SQLite and over PostgreSQL
 	@MSGBUS_TEST_KILLS=$(or $(KILLS),1000) $(PYTEST) -q -rP tests/stores/test_kills.py
+
+bench: $(STAMP) ## Measure beside raw clients and FastStream, write docs/benchmarks.md (BROKER= CASE= ROUNDS= JSON=)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@$(BIN)/python -m scripts.brokers --install $(filter-out memory sqlite,$(or $(CHOSEN),rabbitmq nats kafka)) moto
+	@$(BIN)/python -m tests.bench.suite $(if $(CHOSEN),--broker "$(CHOSEN)") $(if $(CASE),--case "$(CASE)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json "$(JSON)")
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))

@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(page: Path, folder: Path) -> None:
     results = [BrokerResults.load(folder / f"{broker}.json", broker) for broker in CONTENDERS]
     for found in results:
-        draw(found, folder / found.broker)
+        try:
+            draw(found, folder / found.broker)
+        except ModuleNotFoundError as exc:
+            print(f"no chart: {exc} (it is in the dependency group 'bench')")
+            break
     write_page(page, results)
 
 

@@ -29,28 +29,30 @@ class Aim:
 _FASTSTREAM, _RAW = "FastStream", str(Kind.RAW)
 
 AIMS = (
-    Aim("rabbitmq", "publish/1 KiB", _FASTSTREAM, 4),
-    Aim("rabbitmq", "drain/1 KiB", _FASTSTREAM, 4),
+    Aim("rabbitmq", "publish/1KiB", _FASTSTREAM, 4),
+    Aim("rabbitmq", "drain/1KiB", _FASTSTREAM, 4),
     Aim("rabbitmq", "end-to-end", _FASTSTREAM, 3),
     Aim("rabbitmq", "request-100", _FASTSTREAM, 20),
-    Aim("rabbitmq", "publish/1 KiB", "kombu", 1),
-    Aim("rabbitmq", "drain/1 KiB", "kombu", 1),
-    Aim("nats", "publish/1 KiB", _FASTSTREAM, 4),
-    Aim("nats", "drain/1 KiB", _FASTSTREAM, 2),
+    Aim("rabbitmq", "publish/1KiB", "kombu", 1),
+    Aim("rabbitmq", "drain/1KiB", "kombu", 1),
+    Aim("nats", "publish/1KiB", _FASTSTREAM, 4),
+    Aim("nats", "drain/1KiB", _FASTSTREAM, 2),
     Aim("nats", "end-to-end", _FASTSTREAM, 3),
-    Aim("nats", "publish/1 KiB", _RAW, 1),
-    Aim("nats", "drain/1 KiB", _RAW, 1),
-    Aim("kafka", "publish/1 KiB", _FASTSTREAM, 4),
-    Aim("kafka", "drain/1 KiB", "FastStream, message by message", 20),
+    Aim("nats", "publish/1KiB", _RAW, 1),
+    Aim("nats", "drain/1KiB", _RAW, 1),
+    Aim("kafka", "publish/1KiB", _FASTSTREAM, 4),
+    Aim("kafka", "drain/1KiB", "FastStream, message by message", 20),
     Aim("kafka", "end-to-end", _FASTSTREAM, 3),
-    Aim("kafka", "publish/1 KiB", _RAW, 0.8),
-    Aim("kafka", "drain/1 KiB", _RAW, 0.7),
+    Aim("kafka", "publish/1KiB", _RAW, 0.8),
+    Aim("kafka", "drain/1KiB", _RAW, 0.7),
 )
 
 
 def verdict(aim: Aim, results: Sequence[BrokerResults]) -> float | None:
     """Return the ratio that was measured, None if it was not."""
-    found = next((broker.cases[aim.case] for broker in results if broker.broker == aim.broker and aim.case in broker.cases), None)
+    found = next(
+        (broker.cases[aim.case] for broker in results if broker.broker == aim.broker and aim.case in broker.cases), None
+    )
     if found is None:
         return None
     ours = next((e.median for e in found.entries if e.is_ours), None)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
 from dataclasses import dataclass
+from typing import Any
 
 from tests.bench.suite.contender import Contender, at_once
 from tests.bench.suite.load import Handler, Load, Lost, Measured, Tally, Watch, bodies, number_of
@@ -87,7 +87,7 @@ async def _publish_many(contender: Contender, load: Load) -> Measured:
 
 async def _verified(contender: Contender, load: Load, figure: Measured) -> Measured:
     """Return *figure* if all that was published can be consumed."""
-    tally = Tally(load.count)
+    tally = Tally(load.count, load.patience)
     async with contender.consumer([load.queue], Handler(tally), concurrency=CONCURRENCY):
         await tally.figure()
     return tally.check(figure)
@@ -103,7 +103,7 @@ async def _fill(contender: Contender, load: Load) -> Measured:
 def _drain(*, wait: float = 0.0, failing: int = 0) -> Run:
     async def drain(contender: Contender, load: Load) -> Measured:
         await _fill(contender, load)
-        tally = Tally(load.count)
+        tally = Tally(load.count, load.patience)
         handler = Handler(tally, wait=wait, failing=failing)
         async with contender.consumer([load.queue], handler, concurrency=CONCURRENCY):
             figure = await tally.figure()
@@ -115,7 +115,7 @@ def _drain(*, wait: float = 0.0, failing: int = 0) -> Run:
 async def _keyed(contender: Contender, load: Load) -> Measured:
     """1 ms handlers; the messages of a key in order and one at a time, or no figure."""
     await _fill(contender, load)
-    tally = Tally(load.count)
+    tally = Tally(load.count, load.patience)
     handler = _InOrder(tally, load.part)
     async with contender.consumer([load.queue], handler, concurrency=CONCURRENCY, keys=load.part):
         figure = await tally.figure()
@@ -126,7 +126,7 @@ class _InOrder(Handler):
     """Refuses a message that came before its turn."""
 
     def __init__(self, tally: Tally, keys: int) -> None:
-        super().__init__(tally)
+        super().__init__(tally, wait=0.001)
         self._keys = keys
         self._last: dict[int, int] = {}
         self._busy: set[int] = set()
@@ -137,7 +137,7 @@ class _InOrder(Handler):
         if key in self._busy or self._last.get(key, -1) >= number:
             raise Lost(f"message {number} of key {key} came while or after {self._last.get(key)}")
         self._busy.add(key)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(self.waits)
         self._busy.discard(key)
         self._last[key] = number
         self.tally.add(body)
@@ -145,7 +145,7 @@ class _InOrder(Handler):
 
 async def _end_to_end(contender: Contender, load: Load) -> Measured:
     sent = list(bodies(load.count, load.size))
-    tally = Tally(load.count)
+    tally = Tally(load.count, load.patience)
     await contender.create(load.queue)
     async with (
         contender.consumer([load.queue], Handler(tally), concurrency=CONCURRENCY),
@@ -180,7 +180,7 @@ async def _latency(contender: Contender, load: Load) -> Measured:
 
     Without a rate it says instead how many messages per second come through that way.
     """
-    tally = Tally(load.count)
+    tally = Tally(load.count, load.patience)
     arrivals = _Arrivals(tally)
     await contender.create(load.queue)
     async with (
@@ -242,7 +242,7 @@ async def _fill_backlog(contender: Contender, load: Load) -> Measured:
 async def _peak_memory(contender: Contender, load: Load) -> Measured:
     """MiB that this process has grown by after handling the first messages of a backlog that another one made."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tally = Tally(BACKLOG)
+    tally = Tally(BACKLOG, load.patience)
     async with contender.consumer([load.queue], Handler(tally, wait=0.001), concurrency=CONCURRENCY):
         deadline = time.monotonic() + 60
         while tally.calls < load.count:
@@ -268,7 +268,7 @@ def _python(code: str) -> float:
 async def _start(contender: Contender, load: Load) -> Measured:
     """Milliseconds from connecting until a waiting message is handled."""
     await _fill(contender, load)
-    tally = Tally(load.count)
+    tally = Tally(load.count, load.patience)
     began = time.perf_counter()
     async with contender.consumer([load.queue], Handler(tally), concurrency=CONCURRENCY):
         await tally.figure()
@@ -284,7 +284,7 @@ async def _subscriptions(contender: Contender, load: Load) -> Measured:
         await contender.create(queue)
         async with contender.publisher(queue) as publisher:
             await publisher.many(sent[number :: load.part])
-    tally = Tally(load.count)
+    tally = Tally(load.count, load.patience)
     began = time.perf_counter()
     async with contender.consumer(queues, Handler(tally), concurrency=1):
         ready = (time.perf_counter() - began) * 1e3
@@ -293,7 +293,7 @@ async def _subscriptions(contender: Contender, load: Load) -> Measured:
     return Measured(figure.value, figure.cpu, figure.duplicates, {"ready_ms": ready})
 
 
-_SIZES = ((100, "100 B"), (KIB, "1 KiB"), (64 * KIB, "64 KiB"))
+_SIZES = ((100, "100B"), (KIB, "1KiB"), (64 * KIB, "64KiB"))
 
 
 def _cases() -> list[Case]:
@@ -301,8 +301,8 @@ def _cases() -> list[Case]:
     waits, many = frozenset({"waits"}), frozenset({"subscriptions"})
     return [
         Case("publish-one", "publish, one at a time", _publish_one),
-        *(Case(f"publish/{s}", f"publish, pipelined, {t}", _publish_many, size=s, most=_most(s)) for s, t in _SIZES),
-        *(Case(f"drain/{s}", f"drain a backlog, {t}", _drain(), size=s, most=_most(s)) for s, t in _SIZES),
+        *(Case(f"publish/{t}", f"publish, pipelined, {t}", _publish_many, size=s, most=_most(s)) for s, t in _SIZES),
+        *(Case(f"drain/{t}", f"drain a backlog, {t}", _drain(), size=s, most=_most(s)) for s, t in _SIZES),
         Case("drain-1ms", "drain, handlers of 1 ms", _drain(wait=0.001), needs=waits),
         Case("drain-10ms", "drain, handlers of 10 ms", _drain(wait=0.01), needs=waits, most=6_000),
         Case("end-to-end", "publish and consume at once", _end_to_end),
@@ -328,7 +328,10 @@ def _cases() -> list[Case]:
             Case(f"subscriptions/{n}", f"{n} subscriptions", _subscriptions, fixed=3000, part=n, size=100, needs=many)
             for n in (1, 10, 100, 500)
         ),
-        *(Case(f"backlog/{n}", f"drain a backlog of {n:,}", _drain(), fixed=n, size=100) for n in (1000, 10_000, 50_000)),
+        *(
+            Case(f"backlog/{n}", f"drain a backlog of {n:,}", _drain(), fixed=n, size=100)
+            for n in (1000, 10_000, 50_000)
+        ),
     ]
 
 

@@ -11,7 +11,6 @@ __all__ = ["BodySize", "Failed", "Handler", "Load", "Lost", "Measured", "Tally",
 
 BodySize = int
 _DIGITS = 8
-_PATIENCE = 60.0  # seconds without a message before the rest counts as lost
 
 
 class Lost(Exception):
@@ -31,7 +30,8 @@ class Load:
         size: Bytes of a body.
         queue: The name of a queue that nobody else uses.
         rate: Messages per second where a case paces them; 0 for as fast as it goes.
-        part: What varies inside a case: subscriptions, keys or the length of the backlog.
+        part: What varies inside a case: subscriptions or keys.
+        patience: Seconds without a message after which the rest counts as lost.
     """
 
     count: int
@@ -39,6 +39,7 @@ class Load:
     queue: str
     rate: float = 0.0
     part: int = 0
+    patience: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,18 @@ def number_of(body: bytes | str) -> int:
 class Tally:
     """Counts what arrives; done when all of *count* different messages have.
 
-    The clock runs from the first message to the last one, unless `restart` says when it begins.
+    The clock runs from the first message to the last one, unless `restart` says when it begins. Messages may come on
+    any one thread.
+
+    Args:
+        count: Messages.
+        patience: Seconds without a message after which the rest counts as lost.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, patience: float = 30.0) -> None:
         self.count = count
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
         self.calls = 0
         self._seen = bytearray(count)
         self._left = count
@@ -112,7 +120,7 @@ class Tally:
             self._left -= 1
             if not self._left:
                 self._figure = self._watch.rate(self.count)
-                self._done.set()
+                self._loop.call_soon_threadsafe(self._done.set)
         return number
 
     @property
@@ -129,7 +137,7 @@ class Tally:
         while not self.is_done:
             before = self.calls
             try:
-                await asyncio.wait_for(self._done.wait(), _PATIENCE)
+                await asyncio.wait_for(self._done.wait(), self._patience)
             except TimeoutError:
                 if self.calls == before:
                     raise Lost(f"{self._left} of {self.count} messages never came") from None
@@ -158,14 +166,14 @@ class Handler:
 
     def __init__(self, tally: Tally, *, wait: float = 0.0, failing: int = 0) -> None:
         self.tally = tally
-        self._wait = wait
+        self.waits = wait
         self._failing = failing
         self._failed: set[int] = set()
 
     async def __call__(self, body: bytes | str) -> None:
         """Handle one message."""
-        if self._wait:
-            await asyncio.sleep(self._wait)
+        if self.waits:
+            await asyncio.sleep(self.waits)
         self.blocking(body)
 
     def blocking(self, body: bytes | str) -> None:

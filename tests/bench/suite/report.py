@@ -136,9 +136,7 @@ def _surroundings(found: BrokerResults, measured: Sequence[CaseResult]) -> str:
 
 
 def _table(found: BrokerResults, guarantee: str) -> Iterator[str]:
-    entries = {
-        e.name: e for result in found.cases.values() for e in result.entries if e.guarantee == guarantee
-    }
+    entries = {e.name: e for result in found.cases.values() for e in result.entries if e.guarantee == guarantee}
     if not entries:
         return
     yield f"### {_TITLES[found.broker]}: {guarantee}\n"
@@ -174,7 +172,9 @@ def _cell(case: Case, result: CaseResult, name: str, notes: list[str]) -> str:
     if (against := ratio(case, ours_of(result.entries), entry)) is not None:
         text += f" ({_times(against)})"
     if entry.more:
-        text += "; " + ", ".join(f"{k.replace('_', ' ')} {_number(sorted(v)[len(v) // 2])}" for k, v in entry.more.items())
+        text += "; " + ", ".join(
+            f"{k.replace('_', ' ')} {_number(sorted(v)[len(v) // 2])}" for k, v in entry.more.items()
+        )
     if entry.duplicates:
         text += f"; {entry.duplicates} duplicates"
     return text

@@ -99,7 +99,9 @@ class Runner:
         return self._load(case, min(case.warm, case.fixed) if case.fixed else case.warm)
 
     def _load(self, case: Case, count: int) -> Load:
-        return Load(count, case.size, f"bench-{secrets.token_hex(4)}", part=case.part)
+        return Load(
+            count, case.size, f"bench-{secrets.token_hex(4)}", part=case.part, patience=self._settings.patience / 3
+        )
 
     def _run(self, case: Case, spec: str, load: Load) -> Measured | Refused:
         patience = self._settings.patience
