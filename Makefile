@@ -48,8 +48,7 @@ kills: $(STAMP) ## Kill 1,000 workers between effect and acknowledgement, over S
 
 bench: $(STAMP) ## Measure beside raw clients and FastStream, write docs/benchmarks.md (BROKER= CASE= ROUNDS= JSON=)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
-	@$(BIN)/python -m scripts.brokers --install $(filter-out memory sqlite,$(or $(CHOSEN),rabbitmq nats kafka)) moto
-	@$(BIN)/python -m tests.bench.suite $(if $(CHOSEN),--broker "$(CHOSEN)") $(if $(CASE),--case "$(CASE)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json "$(JSON)")
+	@$(BIN)/python -m tests.bench.suite --install $(if $(CHOSEN),--broker "$(CHOSEN)") $(if $(CASE),--case "$(CASE)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json "$(JSON)")
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))

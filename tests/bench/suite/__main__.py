@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.brokers import BrokerError, start
+from scripts.brokers import BROKERS, BrokerError, broker_class, start
 from tests.bench.suite.cases import Case, find
 from tests.bench.suite.chart import draw
 from tests.bench.suite.contenders import CONTENDERS
@@ -43,12 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for broker in [] if options.report else brokers:
         found = BrokerResults.load(folder / f"{broker}.json", broker)
         try:
-            measured[broker] = _measure(found, cases, settings, options.only)
+            if options.install and broker in BROKERS:
+                broker_class(broker).install()
+            kept = None if options.dry else folder / f"{broker}.json"
+            measured[broker] = _measure(found, cases, settings, options.only, kept)
         except BrokerError as exc:
             print(f"{broker}: {exc}")
             continue
-        if not options.dry:
-            found.save(folder / f"{broker}.json")
     if options.json:
         results = {broker: {name: asdict(case) for name, case in found.items()} for broker, found in measured.items()}
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -68,8 +69,10 @@ def _report(page: Path, folder: Path) -> None:
     write_page(page, results)
 
 
-def _measure(found: BrokerResults, cases: Sequence[Case], settings: Settings, only: str) -> dict[str, CaseResult]:
-    """Measure the cases on one broker, add them to *found*, and return them."""
+def _measure(
+    found: BrokerResults, cases: Sequence[Case], settings: Settings, only: str, kept: Path | None
+) -> dict[str, CaseResult]:
+    """Measure the cases on one broker, add each to *found* and to the file *kept*, and return them."""
     measured: dict[str, CaseResult] = {}
     wanted = [spec for spec in CONTENDERS[found.broker] if not only or spec.rpartition(".")[2] in only.split(",")]
     with _running(found.broker) as (url, version), contextlib.closing(_Team(url, wanted, settings)) as team:
@@ -83,6 +86,8 @@ def _measure(found: BrokerResults, cases: Sequence[Case], settings: Settings, on
             around = Surroundings.now(fast_loop=settings.fast_loop)
             measured[case.name] = found.cases[case.name] = CaseResult(case.name, around, team.measure(case))
             print("\n".join(summary(case, measured[case.name])), flush=True)
+            if kept:
+                found.save(kept)
     return measured
 
 
@@ -129,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="everybody's event loop")
     parser.add_argument("--json", type=Path, help="write what was measured in this run")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--install", action="store_true", help="install the brokers that are missing")
     parser.add_argument("--dry", action="store_true", help="print only, write no page")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page from what there is")
     return parser

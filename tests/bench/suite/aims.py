@@ -50,9 +50,8 @@ AIMS = (
 
 def verdict(aim: Aim, results: Sequence[BrokerResults]) -> float | None:
     """Return the ratio that was measured, None if it was not."""
-    found = next(
-        (broker.cases[aim.case] for broker in results if broker.broker == aim.broker and aim.case in broker.cases), None
-    )
+    cases = [broker.cases for broker in results if broker.broker == aim.broker]
+    found = next((case[aim.case] for case in cases if aim.case in case), None)
     if found is None:
         return None
     ours = next((e.median for e in found.entries if e.is_ours), None)

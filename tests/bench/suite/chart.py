@@ -17,7 +17,7 @@ def draw(found: BrokerResults, path: Path) -> bool:
 
     mpl.use("Agg")
     mpl.rcParams.update({"svg.hashsalt": "msgbus", "font.size": 9})
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
     rows: dict[str, dict[str, float]] = {}
@@ -30,7 +30,7 @@ def draw(found: BrokerResults, path: Path) -> bool:
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if not rows:
         return False
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.16 * (len(names) + 1) * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.16 * (len(names) + 1) * len(rows)), layout="constrained")
     height = 0.8 / len(names)
     for index, name in enumerate(names):
         places = [(n + index * height, row[name]) for n, row in enumerate(rows.values()) if name in row]
@@ -47,5 +47,5 @@ def draw(found: BrokerResults, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+    plt.close(figure)
     return True

@@ -70,10 +70,10 @@ class Contender(ABC):
         """Connect, if that makes sense before anything is published."""
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:  # noqa: B027 - most have nothing to do
         """Disconnect."""
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
+    async def create(self, queue: str, *, keyed: bool = False) -> None:  # noqa: B027 - the same
         """Make the queue, where publishing does not do that."""
 
     @abstractmethod

@@ -172,9 +172,8 @@ def _cell(case: Case, result: CaseResult, name: str, notes: list[str]) -> str:
     if (against := ratio(case, ours_of(result.entries), entry)) is not None:
         text += f" ({_times(against)})"
     if entry.more:
-        text += "; " + ", ".join(
-            f"{k.replace('_', ' ')} {_number(sorted(v)[len(v) // 2])}" for k, v in entry.more.items()
-        )
+        more = {key.replace("_", " "): sorted(values)[len(values) // 2] for key, values in entry.more.items()}
+        text += "; " + ", ".join(f"{key} {_number(value)}" for key, value in more.items())
     if entry.duplicates:
         text += f"; {entry.duplicates} duplicates"
     return text

@@ -89,19 +89,15 @@ class Runner:
 
     def _measured(self, case: Case, spec: str, warm: Measured | Refused, rate: float) -> Measured | Refused:
         assert isinstance(warm, Measured)
-        if case.fixed:
-            count = case.fixed
-        else:
-            count = min(max(int((rate or warm.value) * self._settings.seconds), case.warm), case.most)
+        count = case.fixed or min(max(int((rate or warm.value) * self._settings.seconds), case.warm), case.most)
         return self._run(case, spec, replace(self._load(case, count), rate=rate))
 
     def _warm_load(self, case: Case) -> Load:
         return self._load(case, min(case.warm, case.fixed) if case.fixed else case.warm)
 
     def _load(self, case: Case, count: int) -> Load:
-        return Load(
-            count, case.size, f"bench-{secrets.token_hex(4)}", part=case.part, patience=self._settings.patience / 3
-        )
+        queue = f"bench-{secrets.token_hex(4)}"
+        return Load(count, case.size, queue, part=case.part, patience=self._settings.patience / 3)
 
     def _run(self, case: Case, spec: str, load: Load) -> Measured | Refused:
         patience = self._settings.patience

@@ -34,7 +34,7 @@ class AsyncioQueue(Contender):
     kind = Kind.RAW
     guarantee = AT_MOST_ONCE
     settings = "as many tasks as handlers"
-    modules = ("asyncio",)
+    modules: ClassVar[tuple[str, ...]] = ("asyncio",)
     can = frozenset({"waits", "subscriptions"})
 
     def __init__(self, url: str) -> None:
@@ -85,7 +85,7 @@ class SQLite3(Contender):
     name = "sqlite3"
     kind = Kind.RAW
     settings = "one table, transactions of 200, one consumer, no leases and no retries; synchronous=NORMAL"
-    modules = ("sqlite3",)
+    modules: ClassVar[tuple[str, ...]] = ("sqlite3",)
     can: ClassVar[frozenset[str]] = frozenset({"processes"})
     size = 200
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tests.bench.suite.contender import AT_MOST_ONCE, Contender, Publisher, at_once
 from tests.bench.suite.load import Handler
@@ -32,7 +32,7 @@ class FastStreamBase(Contender):
     """One broker object for publishing, another per consumer."""
 
     name = "FastStream"
-    distributions = ("faststream",)
+    distributions: ClassVar[tuple[str, ...]] = ("faststream",)
 
     async def __aenter__(self) -> Self:
         if self.guarantee == AT_MOST_ONCE:
@@ -65,7 +65,8 @@ class FastStreamBase(Contender):
 
 
 def quiet() -> None:
-    """Send this process's standard error nowhere: FastStream's defaults write two lines per message."""
+    """Send this process's output nowhere: FastStream's defaults write two lines per message."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import faststream.kafka as fs
 from faststream import AckPolicy
@@ -24,8 +24,8 @@ class FastStream(FastStreamBase):
 
     name = "FastStream, message by message"
     settings = "NACK_ON_ERROR (a commit per message), 6 workers for handlers that wait, no log, no types; 256 at once"
-    modules = ("faststream.kafka",)
-    distributions = ("faststream", "aiokafka")
+    modules: ClassVar[tuple[str, ...]] = ("faststream.kafka",)
+    distributions: ClassVar[tuple[str, ...]] = ("faststream", "aiokafka")
     can = frozenset({"waits", "processes", "retries"})
 
     def _make(self, prefetch: int = 0) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import faststream.nats as fs
 import nats
@@ -22,11 +22,9 @@ __all__ = ["FastStream", "FastStreamDefaults"]
 class FastStream(FastStreamBase):
     """A push consumer, its quickest way to handle message by message; workers where handlers wait."""
 
-    settings = (
-        "NACK_ON_ERROR, push consumer (64 workers for handlers that wait), no log, no types; 256 publishes at once"
-    )
-    modules = ("faststream.nats",)
-    distributions = ("faststream", "nats-py")
+    settings = "NACK_ON_ERROR, push consumer (64 workers for handlers that wait), no log or types; 256 at once"
+    modules: ClassVar[tuple[str, ...]] = ("faststream.nats",)
+    distributions: ClassVar[tuple[str, ...]] = ("faststream", "nats-py")
     can = frozenset({"waits", "processes", "requests", "retries", "subscriptions"})
 
     def _make(self, prefetch: int = 0) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 import faststream.rabbit as fs
 from faststream import AckPolicy
@@ -21,11 +21,9 @@ PREFETCH = 500
 class FastStream(FastStreamBase):
     """At its best for at-least-once."""
 
-    settings = (
-        "NACK_ON_ERROR, persist, prefetch 500 (64 for handlers that wait), no log, no types; 256 publishes at once"
-    )
-    modules = ("faststream.rabbit",)
-    distributions = ("faststream", "aio-pika")
+    settings = "NACK_ON_ERROR, persist, prefetch 500 (64 for handlers that wait), no log or types; 256 at once"
+    modules: ClassVar[tuple[str, ...]] = ("faststream.rabbit",)
+    distributions: ClassVar[tuple[str, ...]] = ("faststream", "aio-pika")
     can = frozenset({"waits", "processes", "requests", "retries", "subscriptions"})
 
     def _make(self, prefetch: int = 0) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -60,8 +60,8 @@ class AIOKafka(Contender):
     name = "aiokafka"
     kind = Kind.RAW
     settings = "acks=all, idempotent, linger 5 ms, batches of 512 KiB; getmany(500), handled one by one, then committed"
-    modules = ("aiokafka",)
-    distributions = ("aiokafka",)
+    modules: ClassVar[tuple[str, ...]] = ("aiokafka",)
+    distributions: ClassVar[tuple[str, ...]] = ("aiokafka",)
     can = frozenset({"processes"})
 
     async def create(self, queue: str, *, keyed: bool = False) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import nats
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NothingCame
 from nats.js import JetStreamContext, api
@@ -20,7 +21,7 @@ __all__ = ["NatsPy", "make_stream"]
 FETCH = 256
 
 
-async def make_stream(client: nats.NATS, name: str) -> None:
+async def make_stream(client: Client, name: str) -> None:
     """Make a stream as a queue has it."""
     config = api.StreamConfig(name=name, subjects=[name], retention=api.RetentionPolicy.WORK_QUEUE)
     await client.jetstream().add_stream(config)
@@ -45,8 +46,8 @@ class NatsPy(Contender):
     name = "nats-py"
     kind = Kind.RAW
     settings = "publish_async; fetch(256), handled and acked one by one; requests by core NATS"
-    modules = ("nats", "nats.js")
-    distributions = ("nats-py",)
+    modules: ClassVar[tuple[str, ...]] = ("nats", "nats.js")
+    distributions: ClassVar[tuple[str, ...]] = ("nats-py",)
     can = frozenset({"processes", "requests"})
 
     async def __aenter__(self) -> Self:

@@ -33,8 +33,8 @@ class Msgbus(Contender):
     name = "msgbus"
     kind = Kind.OURS
     settings = "send_many; prefetch 1,000, retries and dead letters on"
-    modules = ("msgbus", "msgbus._bus")
-    distributions = ("msgbus",)
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus")
+    distributions: ClassVar[tuple[str, ...]] = ("msgbus",)
     can = frozenset({"waits", "processes", "requests", "keys", "retries", "subscriptions"})
     native: ClassVar[dict[str, Any]] = {}
 
@@ -100,35 +100,35 @@ class Msgbus(Contender):
 class Memory(Msgbus):
     """Within one process."""
 
-    modules = ("msgbus", "msgbus._bus", "msgbus_memory")
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_memory")
     can = Msgbus.can - {"processes"}
 
 
 class SQLite(Msgbus):
     """On a file."""
 
-    modules = ("msgbus", "msgbus._bus", "msgbus_sqlite")
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_sqlite")
 
 
 class RabbitMQ(Msgbus):
     """Quorum queues."""
 
-    modules = ("msgbus", "msgbus._bus", "msgbus_rabbitmq")
-    distributions = ("msgbus", "kombu", "amqp")
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_rabbitmq")
+    distributions: ClassVar[tuple[str, ...]] = ("msgbus", "kombu", "amqp")
 
 
 class NATS(Msgbus):
     """JetStream, file storage."""
 
-    modules = ("msgbus", "msgbus._bus", "msgbus_nats")
-    distributions = ("msgbus", "nats-py")
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_nats")
+    distributions: ClassVar[tuple[str, ...]] = ("msgbus", "nats-py")
 
 
 class Kafka(Msgbus):
     """Six partitions."""
 
-    modules = ("msgbus", "msgbus._bus", "msgbus_kafka")
-    distributions = ("msgbus", "aiokafka")
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_kafka")
+    distributions: ClassVar[tuple[str, ...]] = ("msgbus", "aiokafka")
     native: ClassVar[dict[str, Any]] = {"partitions": 6}
 
 

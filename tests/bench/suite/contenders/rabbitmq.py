@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import amqp
@@ -34,9 +34,7 @@ class _Blocking(Contender):
     ) -> AsyncIterator[None]:
         stop, ready = threading.Event(), threading.Event()
         thread = asyncio.create_task(asyncio.to_thread(self._consume, queues[0], handler, stop, ready))
-        await asyncio.wait(
-            {thread, asyncio.ensure_future(asyncio.to_thread(ready.wait))}, return_when="FIRST_COMPLETED"
-        )
+        await asyncio.to_thread(ready.wait, 30)
         try:
             yield
         finally:
@@ -90,8 +88,8 @@ class PyAMQP(_Blocking):
 
     name = "py-amqp"
     settings = "500 unconfirmed, prefetch 500, acks message by message; quorum queue"
-    modules = ("amqp",)
-    distributions = ("amqp",)
+    modules: ClassVar[tuple[str, ...]] = ("amqp",)
+    distributions: ClassVar[tuple[str, ...]] = ("amqp",)
 
     @contextlib.contextmanager
     def _channel(self) -> Iterator[amqp.Channel]:
@@ -143,8 +141,8 @@ class Kombu(_Blocking):
 
     name = "kombu"
     settings = "confirm_publish, each publish waits for its confirm; its own loop with prefetch 500; quorum queue"
-    modules = ("kombu",)
-    distributions = ("kombu",)
+    modules: ClassVar[tuple[str, ...]] = ("kombu",)
+    distributions: ClassVar[tuple[str, ...]] = ("kombu",)
 
     def _connection(self) -> Any:
         return kombu.Connection(self.url, transport_options={"confirm_publish": True})
