@@ -11,7 +11,8 @@ CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BRO
 CHAOS_SECONDS := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract kills bench-core bench-kafka bench-rabbitmq docs package clean brokers chaos soak
+.PHONY: help demo test test-brokers quick check contract kills bench bench-core bench-kafka bench-rabbitmq docs package clean
+.PHONY: brokers chaos soak
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -53,6 +54,10 @@ brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROK
 
 kills: $(STAMP) ## Kill 1,000 workers between effect and acknowledgement, over SQLite and over PostgreSQL
 	@MSGBUS_TEST_KILLS=$(or $(KILLS),1000) $(PYTEST) -q -rP tests/stores/test_kills.py
+
+bench: $(STAMP) ## Measure beside raw clients and FastStream, write docs/benchmarks.md (BROKER= CASE= ROUNDS= JSON=)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@$(BIN)/python -m tests.bench.suite --install $(if $(CHOSEN),--broker "$(CHOSEN)") $(if $(CASE),--case "$(CASE)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json "$(JSON)")
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))

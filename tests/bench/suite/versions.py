@@ -1,0 +1,34 @@
+"""What the brokers say of their versions."""
+
+from __future__ import annotations
+
+import asyncio
+
+__all__ = ["version_of"]
+
+
+def version_of(broker: str, url: str) -> str:
+    """Return the running broker's name and version, as far as it tells."""
+    if broker == "rabbitmq":
+        import kombu
+
+        with kombu.Connection(url) as connection:
+            properties = connection.connection.server_properties
+        return f"{properties['product']} {properties['version']}, quorum queues, one node"
+    if broker == "nats":
+        return f"nats-server {asyncio.run(_nats(url))}, JetStream, file storage, one node"
+    if broker == "kafka":
+        from scripts.brokers import broker_class
+
+        return f"{broker_class(broker).__name__}, one node, six partitions"
+    return broker
+
+
+async def _nats(url: str) -> str:
+    import nats
+
+    client = await nats.connect(url)
+    try:
+        return str(client.connected_server_version)
+    finally:
+        await client.close()
