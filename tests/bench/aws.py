@@ -3,7 +3,7 @@
 Each round fills and empties queues of the same server in turn: first boto3 with one call per message, as most programs
 are written, then msgbus. The ratio is what counts; both sides pay for the same server, client library and interpreter.
 
-Usage: python tests/bench/aws.py [--server elasticmq] [--count 1000] [--rounds 3] [--json FILE]
+Usage: python tests/bench/aws.py [--server ministack] [--count 1000] [--rounds 3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure(broker: Broker, count: int) -> dict[str, float]:
 def main() -> int:
     """Print the medians; exit with 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--server", default="elasticmq", choices=["elasticmq", "ministack", "moto"])
+    parser.add_argument("--server", default="ministack", choices=["elasticmq", "ministack", "moto"])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
