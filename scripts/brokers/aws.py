@@ -84,7 +84,7 @@ class MiniStack(_Emulator):
                 "BIND_HOST": HOST,
                 "MINISTACK_HOST": HOST,  # what queue URLs name
                 "GATEWAY_PORT": str(self.port),
-                "SERVICES": "sqs,sns",
+                "SERVICES": "sqs,sns,dynamodb",
                 "PERSIST_STATE": "1",
                 "STATE_DIR": str(self.folder / "state"),
                 "TMPDIR": str(self.folder),
