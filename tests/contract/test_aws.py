@@ -114,10 +114,15 @@ class TestElasticMQ(AdapterContract):
         return Killable(request, server, "&sns=false", lease=2.0, load=0.3)
 
 
-# Not moto: it checks a condition and writes in two steps, so that two claimants may win.
+RACES = {"S1", "S2", "S19"}
+"""What only the real service proves: emulators check a condition and write in two steps, so two claimants may win."""
+
+
 @pytest.mark.parametrize("server", ["ministack"], indirect=True)
 class TestDynamoDB(StoreContract):
     @pytest.fixture
-    def harness(self, server):
+    def harness(self, request, server):
+        if request.node.callspec.params["check"].id in RACES and not os.environ.get("MSGBUS_AWS_FULL_KIT"):
+            pytest.skip("emulators of DynamoDB do not write atomically; MSGBUS_AWS_FULL_KIT=1 runs it all the same")
         broker, _ = server
         return StoreHarness(f"dynamodb://us-east-1/msgbus?endpoint={broker.endpoint}")
