@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from msgbus.testing.chaos import Outcome, Target, render, run_chaos
+from msgbus.testing.chaos import BROKER_FAULTS, Outcome, Target, render, run_chaos
 from scripts.brokers import BrokerError, make
 
 __all__ = ["TARGETS", "main", "target"]
@@ -21,8 +22,11 @@ _OPTIONS = {
     "rabbitmq": "?heartbeat=2",
     "nats": "",
     "kafka": "?partitions=4&session_timeout=6",
+    "ministack": "&wait=1&timeout=5",
 }
 """Each server broker's name, and the URL options that let its clients notice a fault soon."""
+_FORGETFUL = {"ministack": ("restart", "stop")}
+"""Servers that do not keep their data when they are killed, and what may be done to them."""
 TARGETS = ("memory", "sqlite", *_OPTIONS)
 
 
@@ -46,13 +50,17 @@ def target(name: str, folder: Path) -> Iterator[Target]:
     else:
         with make(name) as broker, broker.proxy() as proxy:
             url = broker.url_through(proxy) + _OPTIONS[name]
-            yield Target(name=name, url=url, broker=broker, proxy=proxy, patience=2.0 if name == "kafka" else 1.0)
+            faults = _FORGETFUL.get(name, BROKER_FAULTS)
+            patience = 2.0 if name in ("kafka", "ministack") else 1.0
+            yield Target(name=name, url=url, broker=broker, proxy=proxy, broker_faults=faults, patience=patience)
 
 
 def run_one(name: str, *, seed: int, seconds: float, workers: int, rate: float, keep: bool = False) -> Outcome:
     """Make one run; its folder stays when something was wrong, or when *keep* is set."""
     folder = Path(tempfile.mkdtemp(prefix=f"msgbus-chaos-{name}-"))
     logging.basicConfig(filename=folder / "run.log", force=True)
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "any")  # emulators check none, and boto3 refuses to work without
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "any")
     with target(name, folder) as aim:
         outcome = asyncio.run(run_chaos(aim, folder, seed=seed, seconds=seconds, workers=workers, rate=rate))
     if not keep and not outcome.findings.violations:

@@ -11,8 +11,8 @@ A `Target` says where the broker is and what can be done to it; what it does not
 from __future__ import annotations
 
 from msgbus.testing.chaos._run import Outcome, run_chaos
-from msgbus.testing.chaos._schedule import Step, make_schedule
+from msgbus.testing.chaos._schedule import BROKER_FAULTS, Step, make_schedule
 from msgbus.testing.chaos._table import render
 from msgbus.testing.chaos._target import Controllable, Target
 
-__all__ = ["Controllable", "Outcome", "Step", "Target", "make_schedule", "render", "run_chaos"]
+__all__ = ["BROKER_FAULTS", "Controllable", "Outcome", "Step", "Target", "make_schedule", "render", "run_chaos"]

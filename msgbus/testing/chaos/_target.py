@@ -46,6 +46,7 @@ class Target:
         name: What it is called in the table.
         url: Where the workload reaches it: through *proxy*, if there is one.
         broker: Its process, if it has one that can be stopped.
+        broker_faults: What may be done to the process: not ``kill`` where it does not keep its data then.
         proxy: What stands before it, if something does.
         store_url: The idempotency store; a SQLite file of the run's by default.
         lease: Seconds, for the buses; short, so that stopped workers lose their messages.
@@ -55,6 +56,7 @@ class Target:
     name: str
     url: str
     broker: Controllable | None = None
+    broker_faults: Sequence[str] = BROKER_FAULTS
     proxy: FaultProxy | None = None
     store_url: str | None = None
     lease: float = 3.0
@@ -63,7 +65,7 @@ class Target:
     @property
     def faults(self) -> Sequence[str]:
         """What can be done to it, as a schedule names it."""
-        found = [f"broker {fault}" for fault in BROKER_FAULTS] if self.broker else []
+        found = [f"broker {fault}" for fault in self.broker_faults] if self.broker else []
         return found + ([f"proxy {fault}" for fault in PROXY_FAULTS] if self.proxy else [])
 
     async def harm(self, what: str, seconds: float, choice: float, journal: Journal) -> None:

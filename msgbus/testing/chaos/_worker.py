@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,13 @@ def _say_ready() -> None:
     print("ready", flush=True)  # noqa: T201 - this is how the run knows
 
 
+def _end_with(parent: int) -> None:
+    """End when the run does, however it ends: nobody else would stop a worker that it left behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _say_tasks() -> None:
     """Print where every task is: what a worker that does not end is waiting for."""
     for task in asyncio.all_tasks():
@@ -55,6 +63,7 @@ def _say_tasks() -> None:
 
 def main() -> None:
     """Consume until SIGTERM; end with `TRY_AGAIN` when there is no broker to begin with."""
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     setup = Setup.from_json(os.environ[SETUP])
     recorder = setup.recorder(os.environ[WHO])
     effects = Effects(Path(setup.folder))
