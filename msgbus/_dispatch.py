@@ -30,7 +30,9 @@ _GIVEN_BACK_SLACK = 20
 """Where the broker's count also grows when messages are given back untried, a message is only taken for one that
 kills its consumers when it was handed out this much more often than its policy allows."""
 _IN_PROGRESS_WAIT = 1.0
-"""The longest pause in seconds before a duplicate of a message that is being handled asks again."""
+"""The pause in seconds, at first, before a duplicate of a message that is being handled asks again."""
+_DOUBLINGS = 6
+"""How often that pause doubles, at most: with twenty tries it adds up to a quarter of an hour."""
 
 
 class Responder(Protocol):
@@ -217,7 +219,9 @@ class Dispatcher:
     def duplicate(self, received: Received, verdict: Verdict, attempt: int) -> Outcome | None:
         """Return what becomes of a message that was, or is being, handled already."""
         if isinstance(verdict, InProgress):
-            return Nack(received, min(max(verdict.remaining, 0.05), _IN_PROGRESS_WAIT), counted=False)
+            # Some brokers count what is given back untried, too: there it must not come back often.
+            pause = _IN_PROGRESS_WAIT * 2 ** min(received.deliveries - 1, _DOUBLINGS)
+            return Nack(received, min(max(verdict.remaining, 0.05), pause), counted=False)
         if isinstance(verdict, Done):
             return Ack(received) if self._responder is None else self._responder.answer(received, verdict.reply or b"")
         error = PayloadMismatch("the same idempotency key came with another payload before")

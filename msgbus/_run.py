@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
+from msgbus.errors import BrokerUnavailable
+
 if TYPE_CHECKING:
     from msgbus._bus import Bus
 
@@ -66,8 +68,8 @@ async def _connect(bus: Bus, stop: asyncio.Event) -> bool:
             opening.cancel()
     try:
         await opening
-    except asyncio.CancelledError:
-        if stop.is_set():
+    except (asyncio.CancelledError, BrokerUnavailable):
+        if stop.is_set():  # whatever a broker that is away says to being given up
             return False
         raise
     return True

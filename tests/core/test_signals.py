@@ -11,6 +11,7 @@ import pytest
 
 from msgbus import Bus, Queue
 from msgbus._run import serve
+from msgbus.errors import BrokerUnavailable
 from msgbus_memory import MemoryAdapter
 from tests.core.support import Order, eventually, run
 
@@ -41,14 +42,18 @@ def test_signals_before_the_drain_has_begun_are_not_forgotten() -> None:
     assert started.is_set()
 
 
-def test_a_signal_while_connecting_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that does not answer does not keep a program from being stopped."""
+@pytest.mark.parametrize("last_word", [asyncio.CancelledError, BrokerUnavailable])
+def test_a_signal_while_connecting_gives_up(monkeypatch: pytest.MonkeyPatch, last_word: type[BaseException]) -> None:
+    """A broker that does not answer does not keep a program from being stopped, nor makes its end an error."""
     connecting, closed = asyncio.Event(), asyncio.Event()
 
     class Silent(MemoryAdapter):
         async def open(self) -> None:
             connecting.set()
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise last_word from None
 
         async def aclose(self) -> None:
             closed.set()
