@@ -77,7 +77,7 @@ def test_an_unknown_scheme_says_what_is_installed() -> None:
     """A scheme nobody registered is refused with a hint, without the URL's password."""
     with pytest.raises(UnknownScheme, match=r"did you mean sqlite://\?") as caught:
         registry.adapter_class(BusURL.parse("sqlit://ann:hunter2@host"))
-    with pytest.raises(UnknownScheme, match="installed: memory"):
+    with pytest.raises(UnknownScheme, match="installed: .*memory"):
         registry.store_class(BusURL.parse("zzzz://"))
 
     assert "hunter2" not in str(caught.value)
