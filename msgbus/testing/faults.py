@@ -32,6 +32,7 @@ _OTHER: dict[Side, Side] = {"client": "broker", "broker": "client"}
 _CHUNK = 65_536
 _WINDOW = 64  # chunks on their way in one direction; with too few of them a delay would limit the throughput too
 _CALL_TIMEOUT = 10.0  # seconds for the proxy's thread to do as it is told
+_BACKLOG = 128  # connections that wait to be accepted
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST, which the peer notices at once
 
 
@@ -74,8 +75,7 @@ class FaultProxy:
         self._target = (host, port)
         self._faults = _Faults()
         self._links: set[_Link] = set()
-        self._serving: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"fault-proxy-{self.port}", daemon=True)
         self._thread.start()
@@ -164,43 +164,44 @@ class FaultProxy:
 
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(_CALL_TIMEOUT)
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, sock=_bound_socket(self.port))
+    def _listen(self) -> None:
+        """Take connections in; not with `asyncio.start_server`, which leaks what comes in as it is closed."""
+        self._listener = _bound_socket(self.port)
+        self._listener.setblocking(False)
+        self._listener.listen(_BACKLOG)
+        self._loop.add_reader(self._listener, self._accept, self._listener)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection in a task of ours: asyncio's own for it reports an error when it is cancelled."""
-        task = self._loop.create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # the client has gone again
+            return
+        connection.setblocking(False)
+        self.counters.accepted += 1
+        link = _Link(self.counters, self._faults, connection)
+        self._links.add(link)
+        link.start(*self._target).add_done_callback(lambda _: self._links.discard(link))
 
     def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         self._reset_all()
 
     def _reset_all(self) -> None:
         for link in self._links:
             link.reset()
 
-    async def _heal(self) -> None:
+    def _heal(self) -> None:
         self._faults.heal()
-        if self._server is None:
-            await self._listen()
+        if self._listener is None:
+            self._listen()
 
     async def _finish(self) -> None:
         current = asyncio.current_task()
         if rest := [task for task in asyncio.all_tasks() if task is not current]:
             await asyncio.wait(rest)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.counters.accepted += 1
-        link = _Link(self.counters, self._faults, _Stream(reader, writer))
-        self._links.add(link)
-        try:
-            await link.run(*self._target)
-        finally:
-            self._links.discard(link)
 
 
 @dataclass(slots=True)
@@ -236,16 +237,25 @@ class _Stream:
 class _Link:
     """One client's connection and the one to the broker behind it."""
 
-    def __init__(self, counters: ProxyCounters, faults: _Faults, client: _Stream) -> None:
+    def __init__(self, counters: ProxyCounters, faults: _Faults, client: socket.socket) -> None:
         self._counters = counters
         self._faults = faults
-        self._streams: dict[Side, _Stream] = {"client": client}
-        self._task = asyncio.current_task()
+        self._client = client
+        self._streams: dict[Side, _Stream] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._is_reset = False
         self._severed = False  # half-closed: what still arrives is read and thrown away
 
-    async def run(self, host: str, port: int) -> None:
+    def start(self, host: str, port: int) -> asyncio.Task[None]:
         """Pass bytes on in both directions until both have ended, or the link is reset."""
+        self._task = asyncio.get_running_loop().create_task(self._run(host, port))
+        return self._task
+
+    async def _run(self, host: str, port: int) -> None:
         try:
+            self._streams["client"] = _Stream(*await asyncio.open_connection(sock=self._client))
+            if self._is_reset:
+                raise ConnectionResetError
             self._streams["broker"] = _Stream(*await asyncio.open_connection(host, port))
             async with asyncio.TaskGroup() as pumps:
                 for side in _OTHER:
@@ -260,9 +270,10 @@ class _Link:
 
     def reset(self) -> None:
         self._counters.resets += 1
+        self._is_reset = True
         for stream in self._streams.values():
             stream.reset()
-        if self._task is not None:
+        if self._streams and self._task is not None:  # before that a cancelled task would leave its socket open
             self._task.cancel()
 
     def half_close(self, tell: Side) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import socketserver
 import subprocess
@@ -142,6 +143,27 @@ def test_cut_resets_connections_and_refuses_new_ones_until_healed(proxy, echo, c
 
     proxy.heal()
     assert ask(connect()) == b"ping"
+
+
+def test_cut_leaks_no_connection_that_comes_in_meanwhile(echo, proxy):
+    over = threading.Event()
+
+    def dial():
+        while not over.is_set():
+            with contextlib.suppress(OSError), socket.create_connection((proxy.host, proxy.port), timeout=PATIENCE):
+                pass
+
+    dialling = [threading.Thread(target=dial) for _ in range(2)]
+    for thread in dialling:
+        thread.start()
+    for _ in range(200):
+        proxy.cut()
+        proxy.heal()
+    over.set()
+    for thread in dialling:
+        thread.join()
+    until(lambda: proxy.connections == 0)
+    gc.collect()  # an open socket that is collected is a warning, which is an error here
 
 
 def test_the_port_stays_reserved_while_it_refuses_connections(proxy):
