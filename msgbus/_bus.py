@@ -374,7 +374,8 @@ class Bus(Operations):
             **options: As for `send`, but ``delay=``, ``expires=`` and ``correlation_id=``.
 
         Returns:
-            What came in time, possibly fewer answers than *quorum*, or none.
+            What came in time, possibly fewer answers than *quorum*, or none. A group that is given the request a second
+            time, since its first worker died, may answer a second time.
 
         Raises:
             PublishError: The request was not sent.

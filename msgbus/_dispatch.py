@@ -219,9 +219,8 @@ class Dispatcher:
     def duplicate(self, received: Received, verdict: Verdict, attempt: int) -> Outcome | None:
         """Return what becomes of a message that was, or is being, handled already."""
         if isinstance(verdict, InProgress):
-            # Some brokers count what is given back untried, too: there it must not come back often.
-            pause = _IN_PROGRESS_WAIT * 2 ** min(received.deliveries - 1, _DOUBLINGS)
-            return Nack(received, min(max(verdict.remaining, 0.05), pause), counted=False)
+            pause = min(max(verdict.remaining, 0.05), in_progress_pause(received.deliveries))
+            return Nack(received, pause, counted=False)
         if isinstance(verdict, Done):
             return Ack(received) if self._responder is None else self._responder.answer(received, verdict.reply or b"")
         error = PayloadMismatch("the same idempotency key came with another payload before")
@@ -265,3 +264,11 @@ def _wrap(
     layer: ConsumeMiddleware, call_next: Callable[[Delivery[Any]], Awaitable[Any]]
 ) -> Callable[[Delivery[Any]], Awaitable[Any]]:
     return lambda delivery: layer(delivery, call_next)
+
+
+def in_progress_pause(deliveries: int) -> float:
+    """Return how many seconds a duplicate of a running message waits, at most, before it asks again.
+
+    Some brokers count what is given back untried, too: there it must not come back often.
+    """
+    return _IN_PROGRESS_WAIT * float(2 ** min(max(deliveries - 1, 0), _DOUBLINGS))

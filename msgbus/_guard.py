@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 from msgbus._backoff import RECONNECT
 from msgbus._batcher import Calls
 from msgbus._idempotency import Admission, Guard, Host, Idempotency
+from msgbus._time import Clock
 from msgbus.adapter import Health, Received
 from msgbus.errors import ClaimLost, StoreError, StoreUnavailable
 from msgbus.store import Claim, Completion, Granted, Store, Verdict
@@ -29,12 +29,17 @@ _DOWN = 1.0
 class StoreCalls:
     """A store whose concurrent calls are gathered into batches.
 
+    Args:
+        store: The store.
+        clock: The bus's.
+
     Attributes:
         health: Whether the last call reached it.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
+        self.clock = clock
         self.health = Health(True)
         self._failed = -math.inf
         self.claim: Calls[Claim, Verdict] = Calls(self._watched(store.claim), max_batch=200, in_flight=2)
@@ -46,7 +51,7 @@ class StoreCalls:
     @property
     def is_down(self) -> bool:
         """Whether a call failed so short a time ago that the next one had better not be tried yet."""
-        return not self.health.ok and time.monotonic() < self._failed + _DOWN
+        return not self.health.ok and self.clock.monotonic() < self._failed + _DOWN
 
     async def aclose(self) -> None:
         """Stop what runs and close the store."""
@@ -60,7 +65,7 @@ class StoreCalls:
                 results = await call(items)
             except StoreError as exc:
                 self.health = Health(False, str(exc))
-                self._failed = time.monotonic()
+                self._failed = self.clock.monotonic()
                 raise
             self.health = Health(True)
             return results
@@ -151,7 +156,7 @@ class StoreGuard(Guard):
                 failures += 1
                 if failures == 1:
                     _log.warning("the idempotency store is unreachable, waiting for it: %s", exc)
-                await asyncio.sleep(RECONNECT.delay(failures))
+                await self._calls.clock.sleep(RECONNECT.delay(failures))
             else:
                 break
         if isinstance(verdict, Granted):
@@ -177,7 +182,7 @@ class StoreGuard(Guard):
                 failures += 1
                 if failures == 1:
                     _log.warning("%r was handled, waiting for the idempotency store to note it: %s", key, exc)
-                await asyncio.sleep(RECONNECT.delay(failures))
+                await self._calls.clock.sleep(RECONNECT.delay(failures))
 
     async def _extend(self) -> None:
         running = list(self._running)

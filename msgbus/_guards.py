@@ -103,7 +103,7 @@ class Guards:
         store = store_class(url)(url, self._config)
         await store.open()
         self._start_purging(store.purge)
-        return StoreCalls(store)
+        return StoreCalls(store, self._config.clock)
 
     async def _open_inbox(self, options: Idempotency) -> Inbox:
         transactions = transactions_for(options.within)

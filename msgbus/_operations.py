@@ -29,7 +29,8 @@ class Operations(ABC):
     async def pause(self, channel: Channel[Any], *, group: str | None = None) -> None:
         """Stop receiving from one subscription in this process until `resume`: while what its handlers need is down.
 
-        What was received already, at most ``prefetch`` messages, is still handled. Other processes go on.
+        What was received already, at most ``prefetch`` messages, is still handled. What the client library has fetched
+        ahead on top of that stays with this process until it resumes or drains. Other processes go on.
 
         Args:
             channel: Whose.

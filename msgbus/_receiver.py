@@ -89,6 +89,7 @@ class Receiver:
         self._threads: ThreadPoolExecutor | None = None
         self._draining: asyncio.Timeout | None = None
         self._hurried = False
+        self._ending = False
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -116,6 +117,7 @@ class Receiver:
 
     async def drain(self, timeout: float) -> None:
         """Stop receiving, let handlers finish for *timeout* seconds, give the rest back uncounted, close."""
+        self._ending = True
         await self.pause()
         self._give_back_waiting()
         if not await self._wait_quiet(0.0 if self._hurried else timeout):
@@ -137,8 +139,8 @@ class Receiver:
         await asyncio.wait([self._fetcher])
 
     def resume(self) -> None:
-        """Go on receiving after `pause`."""
-        if self._fetcher.done():
+        """Go on receiving after `pause`; not any more once it drains."""
+        if self._fetcher.done() and not self._ending:
             self._fetcher = self._spawn(self._fetch())
 
     async def _close(self) -> None:

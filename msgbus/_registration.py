@@ -16,7 +16,7 @@ from msgbus._time import Duration, seconds
 from msgbus.adapter import Kind, Source, Start
 from msgbus.errors import ChannelError, HandlerError
 
-__all__ = ["ConsumeOptions", "Registration", "Registrations"]
+__all__ = ["ConsumeOptions", "Registration", "Registrations", "label_of"]
 
 _QUEUE_RETRY = Retry()
 _REQUEST_RETRY = Retry(attempts=1)
@@ -61,7 +61,12 @@ class Registration:
     @property
     def label(self) -> str:
         """How people are told which subscription is meant."""
-        return f"{self.channel.name}@{self.group}" if self.group else self.channel.name
+        return label_of(self.channel, self.group)
+
+
+def label_of(channel: Channel[Any], group: str | None) -> str:
+    """Return how people are told which subscription is meant."""
+    return f"{channel.name}@{group}" if group else channel.name
 
 
 class Registrations:

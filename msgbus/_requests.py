@@ -112,22 +112,22 @@ class Requester:
             raise error
         return answer
 
-    async def gather(self, outgoing: Outgoing, timeout: float, quorum: int | None) -> list[Received]:
-        """Send a request to many and return the answers that come until *quorum* are good, or time is up.
+    async def gather(self, outgoing: Outgoing, timeout: float, is_enough: Callable[[Received], bool]) -> None:
+        """Send a request to many and hand over each answer until one *is_enough*, or time is up.
 
         Raises:
             PublishError: The request was not sent.
         """
         await self._address(outgoing)
-        answers = self._pending[outgoing.id] = _Answers(quorum)
+        answers = self._pending[outgoing.id] = _Answers()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._publisher.publish(outgoing)
-                    await answers.complete.wait()
+                    while not is_enough(await answers.get()):
+                        pass
         finally:
             del self._pending[outgoing.id]
-        return answers.received
 
     async def _address(self, outgoing: Outgoing) -> None:
         subscription = self._subscription or await self._open()
@@ -180,23 +180,14 @@ class Requester:
             self._on_crash(error)
 
 
-class _Answers:
-    """What a request to many has brought so far; takes answers as a future would."""
-
-    def __init__(self, quorum: int | None) -> None:
-        self.received: list[Received] = []
-        self.complete = asyncio.Event()
-        self._missing = quorum
+class _Answers(asyncio.Queue[Received]):
+    """What a request to many has brought; takes answers as a future would, and is never done."""
 
     def done(self) -> bool:
-        return self.complete.is_set()
+        return False
 
     def set_result(self, answer: Received) -> None:
-        self.received.append(answer)
-        if self._missing is not None and ERROR not in answer.headers:
-            self._missing -= 1
-            if not self._missing:
-                self.complete.set()
+        self.put_nowait(answer)
 
 
 class Replier:

@@ -17,17 +17,16 @@ from msgbus._guards import Guards
 from msgbus._names import check_name
 from msgbus._publisher import Encoder, PublishMiddleware
 from msgbus._receiver import Receiver
-from msgbus._registration import Registration
+from msgbus._registration import Registration, label_of
 from msgbus._requests import remote_error
 from msgbus._time import Clock
-from msgbus.adapter import AdapterConfig, Address, Health, Kind, Outgoing, Source
+from msgbus.adapter import AdapterConfig, Address, Health, Kind, Outgoing, Received, Source
 from msgbus.errors import (
     ChannelError,
     DecodeError,
     EncodeError,
     HandlerError,
     MsgbusError,
-    RemoteError,
 )
 
 __all__ = ["Gathered", "HealthReport", "Session"]
@@ -191,16 +190,20 @@ class Session:
     ) -> Gathered[Any]:
         """Send a request to every group; return the decoded answers."""
         outgoing, connection = await self._request(channel, payload, timeout, options)
-        replies: list[Any] = []
-        errors: list[MsgbusError] = []
-        for answer in await connection.requester.gather(outgoing, timeout, quorum):
+        gathered: Gathered[Any] = Gathered([], [])
+
+        def is_enough(answer: Received) -> bool:
+            if (error := remote_error(answer)) is not None:
+                gathered.errors.append(error)
+                return False
             try:
-                if (error := remote_error(answer)) is not None:
-                    raise error
-                replies.append(channel.decode_reply(answer.body))
-            except (RemoteError, DecodeError) as exc:
-                errors.append(exc)
-        return Gathered(replies, errors)
+                gathered.replies.append(channel.decode_reply(answer.body))
+            except DecodeError as exc:
+                gathered.errors.append(exc)
+            return len(gathered.replies) == quorum
+
+        await connection.requester.gather(outgoing, timeout, is_enough)
+        return gathered
 
     async def _request(
         self, channel: Any, payload: Any, timeout: float, options: Mapping[str, Any]
@@ -232,7 +235,7 @@ class Session:
 
     def receiver(self, channel: Channel[Any], group: str | None) -> Receiver:
         """Return what consumes a subscription in this process."""
-        label = f"{channel.name}@{group}" if group else channel.name
+        label = label_of(channel, group)
         if (receiver := self.receivers.get(label)) is None:
             running = ", ".join(self.receivers) or "none"
             raise ChannelError(f"no handler of {label!r} is running here; running: {running}")

@@ -1,19 +1,27 @@
 """Transactions of the application's own database, whichever library it uses.
 
-Nothing is imported here: who gives `Idempotency(within=)` an object has imported its library. One file per library.
+One file per library, imported when somebody gives `Idempotency(within=)` an object of it.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from msgbus._within.made import MadeTransactions
-from msgbus._within.psycopg import PsycopgTransactions
-from msgbus._within.sqlalchemy import SQLAlchemyTransactions
-from msgbus._within.sqlite import SQLiteTransactions
 from msgbus.store import Transactions
 
 __all__ = ["transactions_for"]
+
+_MODULES = {
+    "psycopg_pool.AsyncConnectionPool": "psycopg:PsycopgTransactions",
+    "psycopg_pool.AsyncNullConnectionPool": "psycopg:PsycopgTransactions",
+    "sqlalchemy.AsyncEngine": "sqlalchemy:SQLAlchemyTransactions",
+    "sqlalchemy.async_sessionmaker": "sqlalchemy:SQLAlchemyTransactions",
+    "sqlite3.Connection": "sqlite:SQLiteTransactions",
+    "aiosqlite.Connection": "sqlite:SQLiteTransactions",
+}
+"""By an object's type (its package and its name): the module here, and its class."""
 
 
 def transactions_for(within: Any) -> Transactions:
@@ -36,11 +44,9 @@ def transactions_for(within: Any) -> Transactions:
 def _of_object(within: Any) -> Transactions | None:
     if isinstance(within, Transactions):
         return within
-    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(within).__mro__}
-    if names & {"psycopg_pool.AsyncConnectionPool", "psycopg_pool.AsyncNullConnectionPool"}:
-        return PsycopgTransactions(within)
-    if names & {"sqlalchemy.AsyncEngine", "sqlalchemy.async_sessionmaker"}:
-        return SQLAlchemyTransactions(within)
-    if names & {"sqlite3.Connection", "aiosqlite.Connection"}:
-        return SQLiteTransactions(within)
+    for cls in type(within).__mro__:
+        if place := _MODULES.get(f"{cls.__module__.partition('.')[0]}.{cls.__name__}"):
+            module, _, name = place.partition(":")
+            made: Transactions = getattr(import_module(f"{__name__}.{module}"), name)(within)
+            return made
     return None

@@ -35,6 +35,8 @@ def test_gather_collects_answers_and_errors_until_the_quorum() -> None:
             found = await bus.gather(ask, Order(id="1", total=4), timeout=0.3, quorum=3)
             assert sorted(found.replies) == [2.0, 4.0]
             assert [str(error) for error in found.errors] == ["LookupError: 1"]
+            mixed = await bus.gather(ScatterGather("ask", Order, int), Order(id="1", total=3), timeout=0.3, quorum=2)
+            assert mixed.replies == [3]  # 1.5 is no int: what cannot be decoded is no good answer
             odd = await bus.gather(ScatterGather("ask", Order, list), Order(id="1"), timeout=0.3)
             assert {type(error) for error in odd.errors} == {DecodeError, RemoteError}
             with pytest.raises(ChannelError, match="takes a ScatterGather"):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgbus import DeadReason, Reject, Retry, RetryAfter
 from msgbus._backoff import backoff
 from msgbus._batcher import Batcher, Calls
+from msgbus._dispatch import in_progress_pause
 from msgbus._failure import Failures, attempt_of, read_report
 from msgbus._lanes import Lanes
 from msgbus._time import SystemClock, seconds
@@ -42,6 +43,11 @@ def test_backoff_doubles_up_to_the_cap() -> None:
     retry = Retry(attempts=9, base=1, factor=2, cap=timedelta(seconds=10), jitter=False)
 
     assert [retry.delay(n) for n in range(1, 6)] == [1.0, 2.0, 4.0, 8.0, 10.0]
+
+
+def test_a_duplicate_of_a_running_message_waits_longer_each_time() -> None:
+    """It doubles from a second to about a minute; brokers that do not count say 0."""
+    assert [in_progress_pause(n) for n in (0, 1, 2, 3, 7, 8, 100)] == [1, 1, 2, 4, 64, 64, 64]
 
 
 @pytest.mark.parametrize(

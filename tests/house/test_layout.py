@@ -74,8 +74,9 @@ def test_adapters_import_only_the_public_contract(path: Path) -> None:
 
 
 def test_importing_msgbus_pulls_in_nothing_heavy() -> None:
-    """Importing msgbus loads no client library, no settings library and no command line."""
+    """Importing msgbus loads no client library, no database, no settings library and no command line."""
     heavy = {"pydantic_settings", "typer", "rich", "hypothesis", "pytest", "kombu", "aiokafka", "nats", "boto3"}
+    heavy |= {"sqlite3", "redis", "psycopg", "sqlalchemy"}
     code = f"import sys, msgbus; print(*({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
