@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -106,3 +109,16 @@ def test_ids_are_unique() -> None:
     """Ids are 128 random bits."""
     assert len({new_id() for _ in range(10_000)}) == 10_000
     assert len(new_id()) == 32
+
+
+def test_a_forked_process_draws_ids_of_its_own() -> None:
+    """Ids are drawn many at a time; a child must not use up its parent's."""
+    code = (
+        "import os, sys; from msgbus._message import new_id; new_id(); child = os.fork(); "
+        "sys.stdout.write(' '.join(new_id() for _ in range(300)) + ' '); sys.stdout.flush(); "
+        "child and os.waitpid(child, 0)"
+    )
+    ids = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert len(ids) == len(set(ids)) == 600
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
