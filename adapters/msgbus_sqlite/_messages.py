@@ -12,7 +12,7 @@ from typing import Any
 
 from msgbus.adapter import Ack, DeadLetter, Nack, Outcome, Received
 from msgbus.errors import LeaseLost, SettleError
-from msgbus_sqlite._bulk import insert
+from msgbus_sqlite._bulk import fetch, insert
 from msgbus_sqlite._headers import dump_headers, load_headers
 from msgbus_sqlite._writer import Transaction
 
@@ -29,6 +29,9 @@ __all__ = [
     "take_ids",
     "to_received",
 ]
+
+_MOST = 1_000
+"""Messages handed out at once."""
 
 Row = tuple[Any, ...]
 """id, deliveries so far, channel, key, time, headers, body."""
@@ -95,11 +98,12 @@ def lease(tx: Transaction, place: int, limit: int, until: float, token: int) -> 
         "UPDATE msgbus_entry SET visible_at = 0, token = NULL WHERE place = ? AND visible_at > 0 AND visible_at <= ?",
         (place, tx.now),
     )
-    rows = tx.db.execute(
+    rows = fetch(
+        tx.db,
         "SELECT e.id, e.deliveries, m.channel, m.key, m.time, m.headers, m.body FROM msgbus_entry e "
         "JOIN msgbus_message m ON m.id = e.id WHERE e.place = ? AND e.visible_at = 0 ORDER BY e.id LIMIT ?",
-        (place, limit),
-    ).fetchall()
+        (place, min(limit, _MOST)),
+    )
     if rows:
         # The very rows: nobody else writes, and the ids are in order.
         tx.db.execute(

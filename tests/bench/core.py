@@ -191,8 +191,9 @@ async def end_to_end_rate(url: str, count: int) -> float:
     """Publish in batches and handle one by one at the same time, both in this process."""
 
     async def publish(bus: Bus, started: Callable[[], None]) -> None:
+        items = [payload(n) for n in range(count)]
         started()
-        await bus.send_many(queue, (payload(n) for n in range(count)))
+        await bus.send_many(queue, items)
 
     return await _handle_all(url, count, publish)
 
@@ -217,9 +218,10 @@ async def between_processes_rate(url: str, count: int) -> float:
 def _produce(url: str, count: int, ready: Any, go: Any) -> None:
     async def main() -> None:
         async with Bus(url) as bus:
+            items = [payload(n) for n in range(count)]
             ready.set()
             go.wait()
-            await bus.send_many(queue, (payload(n) for n in range(count)))
+            await bus.send_many(queue, items)
 
     asyncio.run(main())
 

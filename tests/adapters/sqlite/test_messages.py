@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from msgbus.adapter import Ack, DeadLetter, Nack, Source
+from msgbus.adapter import ID, Ack, DeadLetter, Nack, Outgoing, Source
 from msgbus.errors import LeaseLost, MessageTooLarge, PublishRejected, UnsupportedFeature
 from msgbus_sqlite import _publish
 from msgbus_sqlite._headers import dump_headers, load_headers
@@ -339,3 +339,25 @@ def test_replay_by_position_is_refused_by_name(kit):
 async def figures(adapter, source):
     stats = await adapter.stats(source)
     return stats.ready, stats.in_flight, stats.delayed
+
+
+def test_a_batch_read_at_once_is_what_was_stored(kit):
+    """Bodies of any bytes and sizes, odd keys and headers: each message gets its own back."""
+    bodies = [b"", b"\x00", b"a\x00b\xff\xfe", "ü".encode(), b"\xc3", bytes(range(256)) * 300, b"x" * 32_768, b"end"]
+    keys = [None, "k", "\x00", "Schlüssel", '"quoted"', None, "\n", "\U0001f4a1"]
+
+    async def test() -> None:
+        source = Source(kit.queue())
+        async with kit.adapter(source) as adapter:
+            sent = [
+                Outgoing(source.address, body, {ID: f"{number}", "x": f"ä\x00{key}"}, f"{number}", key)
+                for number, (body, key) in enumerate(zip(bodies, keys, strict=True))
+            ]
+            await kit.publish(adapter, *sent)
+            consumer = await kit.consumer(adapter, source)
+            received = await consumer.receive(100, 1)
+
+            assert [(m.body, m.headers, m.key) for m in received] == [(m.body, m.headers, m.key) for m in sent]
+            await kit.ack(consumer, received)
+
+    kit.run(test())
