@@ -158,7 +158,8 @@ class Message:
 
 _DRAWN = 256
 _ids: list[str] = []
-os.register_at_fork(after_in_child=_ids.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_ids.clear)
 
 
 def new_id() -> str:
