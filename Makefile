@@ -11,7 +11,7 @@ CHOSEN := $(if $(filter command environment,$(firstword $(origin BROKER))),$(BRO
 CHAOS_SECONDS := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-brokers quick check contract kills bench bench-core bench-kafka bench-rabbitmq docs package clean
+.PHONY: help demo test test-brokers quick check contract kills bench bench-core docs package clean
 .PHONY: brokers chaos soak
 
 help: ## Show this list
@@ -61,16 +61,6 @@ bench: $(STAMP) ## Measure beside raw clients and FastStream, write docs/benchma
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))
-
-bench-kafka: $(STAMP) ## Measure Kafka beside FastStream and aiokafka (JSON=file)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
-	@$(BIN)/python -m scripts.brokers --install kafka
-	@$(BIN)/python -m tests.bench.kafka $(if $(JSON),--json $(JSON))
-
-bench-rabbitmq: $(STAMP) ## Measure RabbitMQ beside FastStream, kombu and py-amqp (JSON=file)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
-	@$(BIN)/python -m scripts.brokers --install rabbitmq
-	@$(BIN)/python tests/bench/rabbitmq.py $(if $(JSON),--json $(JSON))
 
 docs: $(STAMP) ## Build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from tests.bench.suite.contender import AT_LEAST_ONCE, Publisher
+from tests.bench.suite.contender import AT_LEAST_ONCE, Place, Publisher
 from tests.bench.suite.contenders.embedded import AsyncioQueue
 from tests.bench.suite.load import Handler, number_of
 
@@ -19,8 +19,8 @@ class Loses(AsyncioQueue):
     guarantee = AT_LEAST_ONCE
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        async with super().publisher(queue) as publisher:
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        async with super().publisher(place) as publisher:
             yield _Forgetful(publisher)
 
 
@@ -44,12 +44,10 @@ class Repeats(AsyncioQueue):
     guarantee = AT_LEAST_ONCE
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
-        queue = self._queues[queues[0]]
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
+        queue = self._queues[places[0].name]
         queue._queue.appendleft(queue._queue[0])  # type: ignore[attr-defined]
-        async with super().consumer(queues, handler, concurrency=concurrency):
+        async with super().consumer(places, handler, concurrency=concurrency):
             yield
 
 

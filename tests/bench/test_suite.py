@@ -52,7 +52,7 @@ def test_a_contender_that_loses_a_message_gets_no_figure() -> None:
     """It is refused by name, and the others go on."""
     settings = Settings(rounds=2, seconds=0.01, fast_loop=False, patience=6)
     loses, honest = _measure(
-        "drain/1KiB",
+        "consume/1KiB",
         "tests.bench.broken:Loses",
         "tests.bench.suite.contenders.embedded:AsyncioQueue",
         settings=settings,
@@ -65,7 +65,7 @@ def test_a_contender_that_loses_a_message_gets_no_figure() -> None:
 
 def test_duplicates_are_counted() -> None:
     """A message that is handled twice is no loss, and is told."""
-    (entry,) = _measure("drain/1KiB", "tests.bench.broken:Repeats")
+    (entry,) = _measure("consume/1KiB", "tests.bench.broken:Repeats")
 
     assert entry.median
     assert entry.duplicates == 2, "one in each round"
@@ -83,7 +83,7 @@ def test_who_is_not_installed_takes_no_part() -> None:
 
 def test_figures_of_different_guarantees_are_never_compared(tmp_path: Path) -> None:
     """Neither a ratio nor a common table has both."""
-    case = find("drain/1KiB")[0]
+    case = find("consume/1KiB")[0]
     ours = Entry("msgbus", "msgbus", AT_LEAST_ONCE, "", 1, [10.0], [1.0])
     equal = Entry("equal", "framework", AT_LEAST_ONCE, "", 1, [5.0], [1.0])
     careless = Entry("careless", "framework", AT_MOST_ONCE, "", 1, [100.0], [1.0])

@@ -11,17 +11,19 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.brokers import BROKERS, BrokerError, broker_class, start
+from scripts.brokers import BrokerError, broker_class, start
 from tests.bench.suite.cases import Case, find
 from tests.bench.suite.chart import draw
-from tests.bench.suite.contenders import CONTENDERS
+from tests.bench.suite.contenders import CONTENDERS, SERVERS
 from tests.bench.suite.report import summary, write_page
 from tests.bench.suite.results import BrokerResults, CaseResult, Surroundings
 from tests.bench.suite.runner import Runner, Settings
+from tests.bench.suite.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,28 +39,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [broker for broker in brokers if broker not in CONTENDERS]:
         sys.exit(f"no benchmark for {', '.join(unknown)}; there are: {', '.join(CONTENDERS)}")
     page: Path = options.page
-    folder = page.with_suffix("")
-    settings = Settings(options.rounds, options.seconds, options.loop == "uvloop", options.patience)
-    measured: dict[str, dict[str, CaseResult]] = {}
-    for broker in [] if options.report else brokers:
-        found = BrokerResults.load(folder / f"{broker}.json", broker)
-        try:
-            if options.install and broker in BROKERS:
-                broker_class(broker).install()
-            kept = None if options.dry else folder / f"{broker}.json"
-            measured[broker] = _measure(found, cases, settings, options.only, kept)
-        except BrokerError as exc:
-            print(f"{broker}: {exc}")
-            continue
+    measured = {} if options.report else _measure_all(brokers, cases, options)
     if options.json:
         results = {broker: {name: asdict(case) for name, case in found.items()} for broker, found in measured.items()}
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if not options.dry:
-        _report(page, folder)
+        _report(page)
     return 0
 
 
-def _report(page: Path, folder: Path) -> None:
+def _measure_all(
+    brokers: Sequence[str], cases: Sequence[Case], options: argparse.Namespace
+) -> dict[str, dict[str, CaseResult]]:
+    folder = options.page.with_suffix("")
+    settings = Settings(options.rounds, options.seconds, options.loop == "uvloop", options.patience)
+    contenders = [len(CONTENDERS[broker]) for broker in brokers]
+    schedule = Schedule(cases, contenders, rounds=settings.rounds, seconds=settings.seconds, minutes=options.minutes)
+    measured: dict[str, dict[str, CaseResult]] = {}
+    for broker in brokers:
+        kept = folder / f"{broker}.json"
+        found = BrokerResults.load(kept, broker)
+        try:
+            if options.install and broker in SERVERS:
+                broker_class(SERVERS[broker]).install()
+            save = None if options.dry else kept
+            measured[broker] = _measure(found, cases, settings, options.only, save, schedule)
+        except BrokerError as exc:
+            print(f"{broker}: {exc}")
+    return measured
+
+
+def _report(page: Path) -> None:
+    folder = page.with_suffix("")
     results = [BrokerResults.load(folder / f"{broker}.json", broker) for broker in CONTENDERS]
     for found in results:
         try:
@@ -70,24 +82,32 @@ def _report(page: Path, folder: Path) -> None:
 
 
 def _measure(
-    found: BrokerResults, cases: Sequence[Case], settings: Settings, only: str, kept: Path | None
+    found: BrokerResults,
+    cases: Sequence[Case],
+    settings: Settings,
+    only: str,
+    kept: Path | None,
+    schedule: Schedule,
 ) -> dict[str, CaseResult]:
     """Measure the cases on one broker, add each to *found* and to the file *kept*, and return them."""
     measured: dict[str, CaseResult] = {}
     wanted = [spec for spec in CONTENDERS[found.broker] if not only or spec.rpartition(".")[2] in only.split(",")]
+    print(f"{found.broker}: starting", flush=True)
     with _running(found.broker) as (url, version), contextlib.closing(_Team(url, wanted, settings)) as team:
         found.version = version
-        for about in team.about.values():
-            found.versions.update(about.versions)
+        found.versions = {name: text for about in team.about.values() for name, text in about.versions.items()}
         for case in cases:
-            if not any(case.needs <= about.can for about in team.about.values()):
-                continue
-            print(f"{found.broker}: {case.title}", flush=True)
-            around = Surroundings.now(fast_loop=settings.fast_loop)
-            measured[case.name] = found.cases[case.name] = CaseResult(case.name, around, team.measure(case))
-            print("\n".join(summary(case, measured[case.name])), flush=True)
-            if kept:
-                found.save(kept)
+            began, seconds = time.monotonic(), schedule.seconds(case)
+            if team.takes_part(case):
+                print(f"{found.broker}: {case.title} (about {schedule.minutes_left():.0f} min left)", flush=True)
+                around = Surroundings.now(fast_loop=settings.fast_loop)
+                result = CaseResult(case.name, around, team.measure(case, seconds))
+                measured[case.name] = found.cases[case.name] = result
+                print("\n".join(summary(case, result)), flush=True)
+                if kept:
+                    found.save(kept)
+            took = time.monotonic() - began
+            schedule.done(case, len(CONTENDERS[found.broker]), asked=seconds, took=took, runs=team.runs(case))
     return measured
 
 
@@ -107,7 +127,7 @@ def _running(broker: str) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory(prefix="msgbus-bench-") as folder:
             yield f"sqlite:///{folder}/bench.db", _sqlite_version()
     else:
-        with start(broker) as running:
+        with start(SERVERS[broker]) as running:
             yield running.url, _version(broker, running.url)
 
 
@@ -126,10 +146,11 @@ def _version(broker: str, url: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--broker", default="", help=f"of {', '.join(CONTENDERS)}; all if not given")
-    parser.add_argument("--case", default="", help="cases or their families; all if not given")
+    parser.add_argument("--case", default="", help="cases, or what they begin with; all if not given")
     parser.add_argument("--only", default="", help="contenders, as module:Class")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="what a measured run should take")
+    parser.add_argument("--seconds", type=float, default=1.0, help="what a run of a headline takes at most")
+    parser.add_argument("--minutes", type=float, default=20.0, help="what everything together should take")
     parser.add_argument("--patience", type=float, default=90.0, help="seconds after which a run is given up")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="everybody's event loop")
     parser.add_argument("--json", type=Path, help="write what was measured in this run")

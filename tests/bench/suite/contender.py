@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
 
 from tests.bench.suite.load import Handler
 
-__all__ = ["AT_LEAST_ONCE", "AT_MOST_ONCE", "Contender", "Kind", "Publisher", "Request", "at_once"]
+__all__ = ["AT_LEAST_ONCE", "AT_MOST_ONCE", "Contender", "Kind", "Place", "Publisher", "Request", "at_once"]
 
 AT_LEAST_ONCE = "at least once"
 """Persistent, confirmed, acked after the handler."""
 AT_MOST_ONCE = "at most once"
-"""A message may be lost when a process dies or a handler fails."""
+"""A message may be lost when a process or a broker dies, or when a handler fails."""
 
+T = TypeVar("T")
 Request = Callable[[bytes], Awaitable[bytes]]
 
 
@@ -27,6 +29,21 @@ class Kind(enum.StrEnum):
     OURS = "msgbus"
     RAW = "raw client"
     PEER = "framework"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A queue.
+
+    Attributes:
+        name: Nobody else uses it.
+        keys: The messages have one of so many keys, and those of a key stay in order; 0 for none.
+        partitions: Of a topic, where there are any; 0 for as many as everybody's.
+    """
+
+    name: str
+    keys: int = 0
+    partitions: int = 0
 
 
 class Publisher(ABC):
@@ -51,8 +68,10 @@ class Contender(ABC):
         settings: How it is set up, in a few words.
         modules: What a program that uses it imports.
         can: What it has besides publishing and consuming: "requests", "retries", "keys", "waits" (handlers that wait
-            run concurrently), "processes" (publisher and consumer may be in different ones), "subscriptions" (many
-            on one connection).
+            run concurrently), "batches" (handlers take lists), "tasks" (publishes run concurrently), "processes"
+            (publisher and consumer may be in different ones), "backlogs" (it publishes 100,000 in bearable time),
+            "subscriptions" (many on one connection), "partitions" (of a topic), "embedded" (no broker to reach).
+        full: Whether it takes part in all cases that it can do, not only in the headlines.
     """
 
     name: ClassVar[str]
@@ -62,6 +81,7 @@ class Contender(ABC):
     modules: ClassVar[tuple[str, ...]] = ()
     distributions: ClassVar[tuple[str, ...]] = ()
     can: ClassVar[frozenset[str]] = frozenset({"waits", "processes"})
+    full: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -73,30 +93,30 @@ class Contender(ABC):
     async def __aexit__(self, *_: object) -> None:  # noqa: B027 - most have nothing to do
         """Disconnect."""
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:  # noqa: B027 - the same
-        """Make the queue, where publishing does not do that."""
+    async def create(self, *places: Place) -> None:  # noqa: B027 - the same
+        """Make the queues, where publishing does not do that."""
 
     @abstractmethod
-    def publisher(self, queue: str, *, keys: int = 0) -> AbstractAsyncContextManager[Publisher]:
-        """Open a publisher; its messages have one of so many keys, if any."""
+    def publisher(self, place: Place) -> AbstractAsyncContextManager[Publisher]:
+        """Open a publisher."""
 
     @abstractmethod
     def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
+        self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1
     ) -> AbstractAsyncContextManager[Any]:
-        """Consume inside the context, acking each message after its handler."""
+        """Consume inside the context, acking each message after its handler, *concurrency* of them at once."""
 
     def requester(self, name: str) -> AbstractAsyncContextManager[Request]:
         """Serve a method that answers with what it got, and return what calls it."""
         raise NotImplementedError
 
 
-async def at_once(width: int, bodies: Sequence[bytes], call: Callable[[bytes], Awaitable[Any]]) -> None:
-    """Call with each body, with *width* calls under way."""
-    left = iter(bodies)
+async def at_once(width: int, items: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> None:
+    """Call with each item, with *width* calls under way."""
+    left = iter(items)
 
     async def work() -> None:
-        for body in left:
-            await call(body)
+        for item in left:
+            await call(item)
 
     await asyncio.gather(*(work() for _ in range(width)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["BodySize", "Failed", "Handler", "Load", "Lost", "Measured", "Tally", "Watch", "bodies", "number_of"]
@@ -162,11 +162,13 @@ class Handler:
         tally: Who counts.
         wait: Seconds that a call takes, as one that waits for a database does.
         failing: One in so many messages fails when it is first seen; 0 for none.
+        batch: Messages at most that one call takes, by `many`; 0 for handlers that take one.
     """
 
-    def __init__(self, tally: Tally, *, wait: float = 0.0, failing: int = 0) -> None:
+    def __init__(self, tally: Tally, *, wait: float = 0.0, failing: int = 0, batch: int = 0) -> None:
         self.tally = tally
         self.waits = wait
+        self.batch = batch
         self._failing = failing
         self._failed: set[int] = set()
 
@@ -175,6 +177,11 @@ class Handler:
         if self.waits:
             await asyncio.sleep(self.waits)
         self.blocking(body)
+
+    async def many(self, bodies: Sequence[bytes | str]) -> None:
+        """Handle a batch."""
+        for body in bodies:
+            self.blocking(body)
 
     def blocking(self, body: bytes | str) -> None:
         """Handle one message, for contenders without an event loop; without the wait."""

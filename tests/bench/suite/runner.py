@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from tests.bench.suite.cases import Case
+from tests.bench.suite.contender import Kind
 from tests.bench.suite.load import Load, Measured
 from tests.bench.suite.results import Entry
 from tests.bench.suite.worker import About, Missing, Refused, Task, Worker
@@ -21,7 +23,7 @@ class Settings:
 
     Attributes:
         rounds: Measured rounds.
-        seconds: What a measured run should take; the round that warms up tells how many messages that is.
+        seconds: What a run of a headline case should take with all that belongs to it: connecting, filling, checking.
         fast_loop: Whether everybody's event loop is uvloop.
         patience: Seconds after which a run is given up.
     """
@@ -68,36 +70,70 @@ class Runner:
             with suppress(OSError):
                 worker.close()
 
-    def measure(self, case: Case) -> list[Entry]:
-        """Return what each contender that can do it took."""
-        specs = [spec for spec, about in self.about.items() if case.needs <= about.can]
-        entries = {spec: Entry.of(self.about[spec], self._settings.rounds) for spec in specs}
-        warm = {spec: self._run(case, spec, self._warm_load(case)) for spec in specs}
-        rate = 0.0
-        if case.paced:
-            rate = min((m.value for m in warm.values() if isinstance(m, Measured)), default=0.0) / 2
-        for number in range(self._settings.rounds + 1):
-            for spec in specs:
-                found = warm[spec] if not number else self._measured(case, spec, warm[spec], rate)
+    def takes_part(self, case: Case) -> list[str]:
+        """Return who can do the case and is wanted there."""
+        return [spec for spec, about in self.about.items() if case.needs <= about.can and _wanted(case, about)]
+
+    def runs(self, case: Case) -> int:
+        """Return how many runs `measure` makes of the case, the ones that warm up with them."""
+        return len(self.takes_part(case)) * (self._rounds(case) + (1 if case.fixed else 2))
+
+    def _rounds(self, case: Case) -> int:
+        return min(case.rounds or self._settings.rounds, self._settings.rounds)
+
+    def measure(self, case: Case, seconds: float = 0.0) -> list[Entry]:
+        """Return what each contender that can do it took, *seconds* per run instead of what the settings say."""
+        entries = {spec: Entry.of(self.about[spec], self._rounds(case)) for spec in self.takes_part(case)}
+        loads: dict[str, Load] = {}
+        rates: list[float] = []
+        for spec, entry in entries.items():
+            load, found = self._warm(case, spec, seconds or self._settings.seconds * case.weight)
+            loads[spec] = load
+            if isinstance(found, Refused):
+                self._refuse(entry, found)
+            elif found is not None:
+                rates.append(found.value)
+        if case.paced and rates:
+            loads = {spec: _paced(case, load, min(rates) / 2, seconds) for spec, load in loads.items()}
+        for _ in range(self._rounds(case)):
+            for spec, entry in entries.items():
+                if entry.refused:
+                    continue
+                found = self._run(case, spec, replace(loads[spec], queue=_queue()))
                 if isinstance(found, Refused):
-                    entries[spec].refused = found.reason
-                    self._say(f"  {entries[spec].name}: no figure: {found.reason}")
-                elif number:
-                    entries[spec].add(found)
-            specs = [spec for spec in specs if not entries[spec].refused]
+                    self._refuse(entry, found)
+                else:
+                    entry.add(found)
         return list(entries.values())
 
-    def _measured(self, case: Case, spec: str, warm: Measured | Refused, rate: float) -> Measured | Refused:
-        assert isinstance(warm, Measured)
-        count = case.fixed or min(max(int((rate or warm.value) * self._settings.seconds), case.warm), case.most)
-        return self._run(case, spec, replace(self._load(case, count), rate=rate))
+    def _refuse(self, entry: Entry, refused: Refused) -> None:
+        entry.refused = refused.reason
+        self._say(f"  {entry.name}: no figure: {refused.reason}")
 
-    def _warm_load(self, case: Case) -> Load:
-        return self._load(case, min(case.warm, case.fixed) if case.fixed else case.warm)
+    def _warm(self, case: Case, spec: str, seconds: float) -> tuple[Load, Measured | Refused | None]:
+        """Run the case once or twice; return how much of it takes the time."""
+        load = self._load(case, min(case.warm, case.fixed) if case.fixed else case.warm)
+        if not load.count:
+            return self._load(case, case.fixed), None
+        found, took = self._timed(case, spec, load)
+        if case.fixed or isinstance(found, Refused):
+            return self._load(case, case.fixed or load.count), found
+        if took > seconds / 2:
+            # Slow, or slow to begin with: what it does in the time without asking how that grows.
+            return self._load(case, max(int(load.count * seconds / took), 10)), found
+        more = self._load(case, min(int(load.count * min(seconds / 2 / took, 10)), case.most))
+        found, longer = self._timed(case, spec, more)
+        each = max(longer - took, longer * 0.1) / max(more.count - load.count, 1)
+        count = max(more.count + int((seconds - longer) / each), load.count)
+        count = max(count, min(case.floor, count * 3))
+        return self._load(case, min(count, more.count * 10, case.most)), found
+
+    def _timed(self, case: Case, spec: str, load: Load) -> tuple[Measured | Refused, float]:
+        began = time.perf_counter()
+        return self._run(case, spec, load), max(time.perf_counter() - began, 1e-3)
 
     def _load(self, case: Case, count: int) -> Load:
-        queue = f"bench-{secrets.token_hex(4)}"
-        return Load(count, case.size, queue, part=case.part, patience=self._settings.patience / 3)
+        return Load(count, case.size, _queue(), part=case.part, patience=self._settings.patience / 3)
 
     def _run(self, case: Case, spec: str, load: Load) -> Measured | Refused:
         patience = self._settings.patience
@@ -120,3 +156,18 @@ class Runner:
                 worker.close()
             worker = self._workers[spec] = Worker(spec, self._url, fast_loop=self._settings.fast_loop)
         return worker
+
+
+def _wanted(case: Case, about: About) -> bool:
+    if case.alone:
+        return about.kind == Kind.OURS
+    return about.full or case.headline
+
+
+def _paced(case: Case, load: Load, rate: float, seconds: float) -> Load:
+    """Return as much as comes at that rate in the time, for everybody."""
+    return replace(load, count=max(int(rate * (seconds or 1.0)), case.warm), rate=rate)
+
+
+def _queue() -> str:
+    return f"bench-{secrets.token_hex(4)}"

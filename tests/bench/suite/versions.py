@@ -21,6 +21,10 @@ def version_of(broker: str, url: str) -> str:
         from scripts.brokers import broker_class
 
         return f"{broker_class(broker).__name__}, one node, six partitions"
+    if broker == "sqs":
+        from scripts.brokers.aws import ElasticMQ
+
+        return f"ElasticMQ {ElasticMQ.artifacts[0].rpartition(':')[2]}, its queues in H2, on a file"
     return broker
 
 

@@ -29,6 +29,7 @@ class About:
     guarantee: str
     settings: str
     can: frozenset[str]
+    full: bool
     versions: dict[str, str]
 
 
@@ -122,7 +123,8 @@ def _serve(connection: Connection, spec: str, url: str, fast_loop: bool) -> None
     except ModuleNotFoundError as exc:
         connection.send(Missing(str(exc)))
         return
-    connection.send(About(make.name, make.kind, make.guarantee, make.settings, make.can, _versions(make.distributions)))
+    versions = _versions(make.distributions)
+    connection.send(About(make.name, make.kind, make.guarantee, make.settings, make.can, make.full, versions))
     while (task := connection.recv()) is not None:
         connection.send(_run(make, url, task, fast_loop=fast_loop))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTENDERS"]
+__all__ = ["CONTENDERS", "SERVERS"]
 
 _HERE = __name__
 
@@ -20,13 +20,26 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
         "rabbitmq:Kombu",
         "faststream_rabbitmq:FastStream",
         "faststream_rabbitmq:FastStreamDefaults",
+        "taskiq_rabbitmq:Taskiq",
+        "dramatiq_rabbitmq:Dramatiq",
     ),
-    "nats": _specs("ours:NATS", "nats_py:NatsPy", "faststream_nats:FastStream", "faststream_nats:FastStreamDefaults"),
+    "nats": _specs(
+        "ours:NATS",
+        "nats_py:NatsPy",
+        "faststream_nats:FastStream",
+        "faststream_nats:FastStreamDefaults",
+        "taskiq_nats:Taskiq",
+        "repid_nats:Repid",
+    ),
     "kafka": _specs(
         "ours:Kafka",
         "kafka_raw:AIOKafka",
         "faststream_kafka:FastStream",
-        "faststream_kafka:FastStreamBatches",
         "faststream_kafka:FastStreamDefaults",
+        "repid_kafka:Repid",
     ),
+    "sqs": _specs("ours:SQS", "boto:Batches", "boto:OneByOne", "dramatiq_sqs:Dramatiq"),
 }
+
+SERVERS = {"rabbitmq": "rabbitmq", "nats": "nats", "kafka": "kafka", "sqs": "elasticmq"}
+"""Which of the brokers that can be started here stands for it."""

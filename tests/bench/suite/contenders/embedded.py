@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import ClassVar
 
-from tests.bench.suite.contender import AT_MOST_ONCE, Contender, Kind, Publisher
+from tests.bench.suite.contender import AT_MOST_ONCE, Contender, Kind, Place, Publisher
 from tests.bench.suite.load import Handler
 
 __all__ = ["AsyncioQueue", "SQLite3"]
@@ -35,25 +35,23 @@ class AsyncioQueue(Contender):
     guarantee = AT_MOST_ONCE
     settings = "as many tasks as handlers"
     modules: ClassVar[tuple[str, ...]] = ("asyncio",)
-    can = frozenset({"waits", "subscriptions"})
+    can: ClassVar[frozenset[str]] = frozenset({"waits", "tasks"})
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._queues: defaultdict[str, asyncio.Queue[bytes]] = defaultdict(asyncio.Queue)
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        yield _QueuePublisher(self._queues[queue])
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        yield _QueuePublisher(self._queues[place.name])
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
         async def work(queue: asyncio.Queue[bytes]) -> None:
             while True:
                 await handler(await queue.get())
 
-        tasks = [asyncio.create_task(work(self._queues[queue])) for queue in queues for _ in range(concurrency)]
+        tasks = [asyncio.create_task(work(self._queues[place.name])) for place in places for _ in range(concurrency)]
         try:
             yield
         finally:
@@ -86,7 +84,7 @@ class SQLite3(Contender):
     kind = Kind.RAW
     settings = "one table, transactions of 200, one consumer, no leases and no retries; synchronous=NORMAL"
     modules: ClassVar[tuple[str, ...]] = ("sqlite3",)
-    can: ClassVar[frozenset[str]] = frozenset({"processes"})
+    can: ClassVar[frozenset[str]] = frozenset({"processes", "backlogs"})
     size = 200
 
     @contextlib.contextmanager
@@ -99,15 +97,13 @@ class SQLite3(Contender):
             yield db
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        with self._open(queue) as db:
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        with self._open(place.name) as db:
             yield _TablePublisher(db, self.size)
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._work(queue, handler)) for queue in queues]
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._work(place.name, handler)) for place in places]
         try:
             yield
         finally:

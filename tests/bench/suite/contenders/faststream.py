@@ -7,10 +7,10 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Self
 
-from tests.bench.suite.contender import AT_MOST_ONCE, Contender, Publisher, at_once
+from tests.bench.suite.contender import AT_MOST_ONCE, Contender, Place, Publisher, at_once
 from tests.bench.suite.load import Handler
 
-__all__ = ["IN_FLIGHT", "FastStreamBase", "Publishing", "quiet"]
+__all__ = ["IN_FLIGHT", "FastStreamBase", "Publishing", "batches", "quiet"]
 
 IN_FLIGHT = 256
 
@@ -51,17 +51,24 @@ class FastStreamBase(Contender):
         raise NotImplementedError
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
         broker = self._make(concurrency if handler.waits else 0)
-        for queue in queues:
-            self._subscribe(broker, queue, handler, concurrency)
+        for place in places:
+            self._subscribe(broker, place.name, handler, concurrency)
         await broker.start()
         try:
             yield
         finally:
             await broker.stop()
+
+
+def batches(handler: Handler) -> Any:
+    """Return a function for FastStream that takes whole batches."""
+
+    async def handle(batch: list[bytes]) -> None:
+        await handler.many(batch)
+
+    return handle
 
 
 def quiet() -> None:

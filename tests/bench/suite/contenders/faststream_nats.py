@@ -11,9 +11,9 @@ import nats
 from faststream import AckPolicy
 from nats.js import api
 
-from tests.bench.suite.contender import AT_MOST_ONCE, Publisher, Request
-from tests.bench.suite.contenders.faststream import FastStreamBase, Publishing
-from tests.bench.suite.contenders.nats_py import make_stream
+from tests.bench.suite.contender import AT_MOST_ONCE, Place, Publisher, Request
+from tests.bench.suite.contenders.faststream import FastStreamBase, Publishing, batches
+from tests.bench.suite.contenders.nats_py import FETCH, make_stream
 from tests.bench.suite.load import Handler
 
 __all__ = ["FastStream", "FastStreamDefaults"]
@@ -22,35 +22,45 @@ __all__ = ["FastStream", "FastStreamDefaults"]
 class FastStream(FastStreamBase):
     """A push consumer, its quickest way to handle message by message; workers where handlers wait."""
 
-    settings = "NACK_ON_ERROR, push consumer (64 workers for handlers that wait), no log or types; 256 at once"
+    settings = (
+        "NACK_ON_ERROR, push consumer (64 workers for handlers that wait; pull of 256 for handlers of batches), "
+        "no log or types; 256 at once"
+    )
     modules: ClassVar[tuple[str, ...]] = ("faststream.nats",)
     distributions: ClassVar[tuple[str, ...]] = ("faststream", "nats-py")
-    can = frozenset({"waits", "processes", "requests", "retries", "subscriptions"})
+    can = frozenset({"waits", "tasks", "batches", "processes", "backlogs", "requests", "retries"})
 
     def _make(self, prefetch: int = 0) -> Any:
         return fs.NatsBroker(self.url, logger=None, apply_types=False)
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
+    async def create(self, *places: Place) -> None:
         client = await nats.connect(self.url)
-        await make_stream(client, queue)
+        for place in places:
+            await make_stream(client, place.name)
         await client.close()
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        yield Publishing(lambda body: self._broker.publish(body, queue, stream=queue, timeout=30))
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        name = place.name
+        yield Publishing(lambda body: self._broker.publish(body, name, stream=name, timeout=30))
 
     def _subscribe(self, broker: Any, queue: str, handler: Handler, concurrency: int) -> None:
+        options: dict[str, Any] = {
+            "stream": fs.JStream(queue, declare=False),
+            "durable": "bench",
+            "ack_policy": AckPolicy.NACK_ON_ERROR,
+        }
+        if handler.batch:
+            pull = fs.PullSub(batch_size=FETCH, batch=True, timeout=1.0)
+            broker.subscriber(queue, pull_sub=pull, **options)(batches(handler))
+            return
+
         async def handle(body: bytes) -> None:
             await handler(body)
 
-        options: dict[str, Any] = {
-            "config": api.ConsumerConfig(max_ack_pending=-1),
-            "ack_policy": AckPolicy.NACK_ON_ERROR,
-        }
         if handler.waits:
             options["max_workers"] = concurrency
-        stream = fs.JStream(queue, declare=False)
-        broker.subscriber(queue, stream=stream, durable="bench", **options)(handle)
+        broker.subscriber(queue, config=api.ConsumerConfig(max_ack_pending=-1), **options)(handle)
 
     @contextlib.asynccontextmanager
     async def requester(self, name: str) -> AsyncIterator[Request]:
@@ -70,6 +80,7 @@ class FastStreamDefaults(FastStream):
     """As it comes."""
 
     name = "FastStream, its defaults"
+    full = False
     guarantee = AT_MOST_ONCE
     settings = "what fails is dropped; one message at a time, log lines to /dev/null"
     can = frozenset({"processes"})

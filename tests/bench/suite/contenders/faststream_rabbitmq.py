@@ -9,22 +9,22 @@ from typing import Any, ClassVar
 import faststream.rabbit as fs
 from faststream import AckPolicy
 
-from tests.bench.suite.contender import AT_MOST_ONCE, Publisher, Request
+from tests.bench.suite.contender import AT_MOST_ONCE, Place, Publisher, Request
 from tests.bench.suite.contenders.faststream import FastStreamBase, Publishing
 from tests.bench.suite.load import Handler
 
 __all__ = ["FastStream", "FastStreamDefaults"]
 
-PREFETCH = 500
+PREFETCH = 250
 
 
 class FastStream(FastStreamBase):
     """At its best for at-least-once."""
 
-    settings = "NACK_ON_ERROR, persist, prefetch 500 (64 for handlers that wait), no log or types; 256 at once"
+    settings = "NACK_ON_ERROR, persist, prefetch 250 (64 for handlers that wait), no log or types; 256 at once"
     modules: ClassVar[tuple[str, ...]] = ("faststream.rabbit",)
     distributions: ClassVar[tuple[str, ...]] = ("faststream", "aio-pika")
-    can = frozenset({"waits", "processes", "requests", "retries", "subscriptions"})
+    can = frozenset({"waits", "tasks", "processes", "backlogs", "requests", "retries"})
 
     def _make(self, prefetch: int = 0) -> Any:
         channel = fs.Channel(prefetch_count=prefetch or PREFETCH)
@@ -33,12 +33,13 @@ class FastStream(FastStreamBase):
     def _queue(self, name: str) -> Any:
         return fs.RabbitQueue(name, queue_type=fs.QueueType.QUORUM, durable=True)
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
-        await self._broker.declare_queue(self._queue(queue))
+    async def create(self, *places: Place) -> None:
+        for place in places:
+            await self._broker.declare_queue(self._queue(place.name))
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        target = self._queue(queue)
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        target = self._queue(place.name)
         yield Publishing(lambda body: self._broker.publish(body, target, persist=True))
 
     def _subscribe(self, broker: Any, queue: str, handler: Handler, concurrency: int) -> None:
@@ -65,6 +66,7 @@ class FastStreamDefaults(FastStream):
     """As it comes."""
 
     name = "FastStream, its defaults"
+    full = False
     guarantee = AT_MOST_ONCE
     settings = "messages not persisted, what fails is dropped; no prefetch limit, log lines to /dev/null"
     can = frozenset({"waits", "processes"})
@@ -76,8 +78,8 @@ class FastStreamDefaults(FastStream):
         return fs.RabbitQueue(name)
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        yield Publishing(lambda body: self._broker.publish(body, queue))
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        yield Publishing(lambda body: self._broker.publish(body, place.name))
 
     def _subscribe(self, broker: Any, queue: str, handler: Handler, concurrency: int) -> None:
         async def handle(body: bytes) -> None:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from tests.bench.suite.contender import Contender, Kind, Publisher
+from tests.bench.suite.contender import Contender, Kind, Place, Publisher
 from tests.bench.suite.load import Handler
 
-__all__ = ["PRODUCER", "AIOKafka", "make_topic", "servers"]
+__all__ = ["PRODUCER", "AIOKafka", "make_topics", "servers"]
 
 PARTITIONS = 6
 PRODUCER: dict[str, Any] = {"acks": "all", "enable_idempotence": True, "linger_ms": 5, "max_batch_size": 512 * 1024}
@@ -30,12 +30,12 @@ def servers(url: str) -> str:
     return url.partition("://")[2].partition("?")[0]
 
 
-async def make_topic(url: str, name: str) -> None:
-    """Make a topic with as many partitions as everybody's."""
+async def make_topics(url: str, places: Sequence[Place]) -> None:
+    """Make topics with as many partitions as everybody's."""
     admin = AIOKafkaAdminClient(bootstrap_servers=servers(url))
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(name, PARTITIONS, 1)])
+        await admin.create_topics([NewTopic(place.name, place.partitions or PARTITIONS, 1) for place in places])
     finally:
         await admin.close()
 
@@ -62,34 +62,35 @@ class AIOKafka(Contender):
     settings = "acks=all, idempotent, linger 5 ms, batches of 512 KiB; getmany(500), handled one by one, then committed"
     modules: ClassVar[tuple[str, ...]] = ("aiokafka",)
     distributions: ClassVar[tuple[str, ...]] = ("aiokafka",)
-    can = frozenset({"processes"})
+    can = frozenset({"processes", "tasks", "batches"})
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
-        await make_topic(self.url, queue)
+    async def create(self, *places: Place) -> None:
+        await make_topics(self.url, places)
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
         producer = AIOKafkaProducer(bootstrap_servers=servers(self.url), **PRODUCER)
         await producer.start()
         try:
-            yield _Publisher(producer, queue)
+            yield _Publisher(producer, place.name)
         finally:
             await producer.stop()
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
-        consumer = AIOKafkaConsumer(queues[0], bootstrap_servers=servers(self.url), **_CONSUMER)
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
+        consumer = AIOKafkaConsumer(places[0].name, bootstrap_servers=servers(self.url), **_CONSUMER)
         await consumer.start()
         stop = asyncio.Event()
 
         async def work() -> None:
             while not stop.is_set():
                 batch = await consumer.getmany(timeout_ms=200, max_records=500)
-                for records in batch.values():
-                    for record in records:
-                        await handler(record.value)
+                if handler.batch:
+                    await handler.many([record.value for records in batch.values() for record in records])
+                else:
+                    for records in batch.values():
+                        for record in records:
+                            await handler(record.value)
                 if batch:
                     await consumer.commit()
 

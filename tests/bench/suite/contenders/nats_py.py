@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NothingCame
 from nats.js import JetStreamContext, api
 
-from tests.bench.suite.contender import Contender, Kind, Publisher, Request
+from tests.bench.suite.contender import Contender, Kind, Place, Publisher, Request
 from tests.bench.suite.load import Handler
 
 __all__ = ["NatsPy", "make_stream"]
@@ -48,7 +48,7 @@ class NatsPy(Contender):
     settings = "publish_async; fetch(256), handled and acked one by one; requests by core NATS"
     modules: ClassVar[tuple[str, ...]] = ("nats", "nats.js")
     distributions: ClassVar[tuple[str, ...]] = ("nats-py",)
-    can = frozenset({"processes", "requests"})
+    can = frozenset({"processes", "requests", "tasks", "batches"})
 
     async def __aenter__(self) -> Self:
         self._client = await nats.connect(self.url)
@@ -57,26 +57,30 @@ class NatsPy(Contender):
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
-        await make_stream(self._client, queue)
+    async def create(self, *places: Place) -> None:
+        for place in places:
+            await make_stream(self._client, place.name)
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        yield _Publisher(self._client.jetstream(), queue)
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        yield _Publisher(self._client.jetstream(), place.name)
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
         client = await nats.connect(self.url)
         config = api.ConsumerConfig(max_ack_pending=-1)
-        subscription = await client.jetstream().pull_subscribe(queues[0], "bench", stream=queues[0], config=config)
+        name = places[0].name
+        subscription = await client.jetstream().pull_subscribe(name, "bench", stream=name, config=config)
 
         async def work() -> None:
             while True:
                 with contextlib.suppress(NothingCame):
-                    for message in await subscription.fetch(FETCH, timeout=1):
-                        await handler(message.data)
+                    messages = await subscription.fetch(FETCH, timeout=1)
+                    if handler.batch:
+                        await handler.many([message.data for message in messages])
+                    for message in messages:
+                        if not handler.batch:
+                            await handler(message.data)
                         await message.ack()
 
         task = asyncio.create_task(work())

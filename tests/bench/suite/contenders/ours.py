@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar, Self
 
 from msgbus import Bus, Queue, RequestReply, Retry
-from tests.bench.suite.contender import Contender, Kind, Publisher, Request
+from tests.bench.suite.contender import Contender, Kind, Place, Publisher, Request
 from tests.bench.suite.load import Handler, number_of
 
-__all__ = ["NATS", "Kafka", "Memory", "RabbitMQ", "SQLite"]
+__all__ = ["NATS", "SQS", "Kafka", "Memory", "RabbitMQ", "SQLite"]
 
-PREFETCH = 1000
+PREFETCH = 250
 
 
 class _Publisher(Publisher):
@@ -32,11 +32,12 @@ class Msgbus(Contender):
 
     name = "msgbus"
     kind = Kind.OURS
-    settings = "send_many; prefetch 1,000, retries and dead letters on"
+    settings = "send_many; prefetch 250, retries and dead letters on"
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus",)
-    can = frozenset({"waits", "processes", "requests", "keys", "retries", "subscriptions"})
-    native: ClassVar[dict[str, Any]] = {}
+    can = frozenset(
+        {"waits", "tasks", "batches", "processes", "backlogs", "requests", "keys", "retries", "subscriptions"}
+    )
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -49,33 +50,42 @@ class Msgbus(Contender):
     async def __aexit__(self, *_: object) -> None:
         await self._bus.__aexit__()
 
-    def _queue(self, name: str, keys: int = 0) -> Queue[bytes]:
-        if keys:
-            return Queue(name, bytes, native=self.native, key=lambda body: str(number_of(body) % keys))
-        return Queue(name, bytes, native=self.native)
+    def _queue(self, place: Place) -> Queue[bytes]:
+        if place.keys:
+            return Queue(place.name, bytes, native=self._native(place), key=lambda b: str(number_of(b) % place.keys))
+        return Queue(place.name, bytes, native=self._native(place))
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
+    def _native(self, place: Place) -> dict[str, Any]:
+        """Return what the broker wants to know of a queue."""
+        return {}
+
+    async def create(self, *places: Place) -> None:
         bus = Bus(self.url)
-        bus.on(self._queue(queue, int(keyed)))(_nothing)
+        for place in places:
+            bus.on(self._queue(place))(_nothing)
         async with bus:
             pass
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
-        yield _Publisher(self._bus, self._queue(queue, keys))
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
+        yield _Publisher(self._bus, self._queue(place))
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
         bus = Bus(self.url, prefetch=PREFETCH)
         retry = Retry(attempts=5, base=0.01, cap=0.01)
 
         async def handle(body: bytes) -> None:
             await handler(body)
 
-        for queue in queues:
-            bus.on(self._queue(queue, keys), concurrency=concurrency, retry=retry)(handle)
+        async def handle_batch(batch: list[bytes]) -> None:
+            await handler.many(batch)
+
+        for place in places:
+            if handler.batch:
+                bus.on(self._queue(place), batch=handler.batch, concurrency=1, retry=retry)(handle_batch)
+            else:
+                bus.on(self._queue(place), concurrency=concurrency, retry=retry)(handle)
         async with bus:
             await bus.start()
             yield
@@ -101,7 +111,7 @@ class Memory(Msgbus):
     """Within one process."""
 
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_memory")
-    can = Msgbus.can - {"processes"}
+    can = Msgbus.can - {"processes"} | {"embedded"}
 
 
 class SQLite(Msgbus):
@@ -129,7 +139,22 @@ class Kafka(Msgbus):
 
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_kafka")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus", "aiokafka")
-    native: ClassVar[dict[str, Any]] = {"partitions": 6}
+    can = Msgbus.can | {"partitions"}
+
+    def _native(self, place: Place) -> dict[str, Any]:
+        return {"partitions": place.partitions or 6}
+
+
+class SQS(Msgbus):
+    """Standard queues, FIFO ones where there are keys."""
+
+    settings = "send_many; prefetch 250, polls of one second, retries and dead letters on"
+    modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_aws")
+    distributions: ClassVar[tuple[str, ...]] = ("msgbus", "boto3")
+    can = Msgbus.can - {"backlogs"}
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"{url}&wait=1&sns=false")
 
 
 async def _nothing(_: bytes) -> None: ...

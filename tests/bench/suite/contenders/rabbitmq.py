@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import amqp
 import kombu
 
-from tests.bench.suite.contender import Contender, Kind, Publisher
+from tests.bench.suite.contender import Contender, Kind, Place, Publisher
 from tests.bench.suite.load import Handler
 
 __all__ = ["Kombu", "PyAMQP"]
 
 IN_FLIGHT = 500
-PREFETCH = 500
+PREFETCH = 250
 _ARGUMENTS = {"x-queue-type": "quorum"}
 
 
@@ -29,11 +29,9 @@ class _Blocking(Contender):
     can = frozenset({"processes"})
 
     @contextlib.asynccontextmanager
-    async def consumer(
-        self, queues: Sequence[str], handler: Handler, *, concurrency: int = 1, keys: int = 0
-    ) -> AsyncIterator[None]:
+    async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
         stop, ready = threading.Event(), threading.Event()
-        thread = asyncio.create_task(asyncio.to_thread(self._consume, queues[0], handler, stop, ready))
+        thread = asyncio.create_task(asyncio.to_thread(self._consume, places[0].name, handler, stop, ready))
         await asyncio.to_thread(ready.wait, 30)
         try:
             yield
@@ -87,7 +85,7 @@ class PyAMQP(_Blocking):
     """The client at its best: confirms in a window, acks one by one."""
 
     name = "py-amqp"
-    settings = "500 unconfirmed, prefetch 500, acks message by message; quorum queue"
+    settings = "500 unconfirmed, prefetch 250, acks message by message; quorum queue"
     modules: ClassVar[tuple[str, ...]] = ("amqp",)
     distributions: ClassVar[tuple[str, ...]] = ("amqp",)
 
@@ -101,14 +99,15 @@ class PyAMQP(_Blocking):
         finally:
             connection.close()
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
+    async def create(self, *places: Place) -> None:
         with self._channel() as channel:
-            channel.queue_declare(queue, durable=True, auto_delete=False, arguments=_ARGUMENTS)
+            for place in places:
+                channel.queue_declare(place.name, durable=True, auto_delete=False, arguments=_ARGUMENTS)
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
         with self._channel() as channel:
-            yield _Confirmed(channel, queue)
+            yield _Confirmed(channel, place.name)
 
     def _consume(self, queue: str, handler: Handler, stop: threading.Event, ready: threading.Event) -> None:
         with self._channel() as channel:
@@ -140,7 +139,8 @@ class Kombu(_Blocking):
     """As kombu's guide shows it."""
 
     name = "kombu"
-    settings = "confirm_publish, each publish waits for its confirm; its own loop with prefetch 500; quorum queue"
+    full = False
+    settings = "confirm_publish, each publish waits for its confirm; its own loop with prefetch 250; quorum queue"
     modules: ClassVar[tuple[str, ...]] = ("kombu",)
     distributions: ClassVar[tuple[str, ...]] = ("kombu",)
 
@@ -150,14 +150,15 @@ class Kombu(_Blocking):
     def _queue(self, connection: Any, queue: str) -> Any:
         return kombu.Queue(queue, durable=True, queue_arguments=_ARGUMENTS)(connection.channel())
 
-    async def create(self, queue: str, *, keyed: bool = False) -> None:
+    async def create(self, *places: Place) -> None:
         with self._connection() as connection:
-            self._queue(connection, queue).declare()
+            for place in places:
+                self._queue(connection, place.name).declare()
 
     @contextlib.asynccontextmanager
-    async def publisher(self, queue: str, *, keys: int = 0) -> AsyncIterator[Publisher]:
+    async def publisher(self, place: Place) -> AsyncIterator[Publisher]:
         with self._connection() as connection:
-            yield _KombuPublisher(connection.Producer(), queue)
+            yield _KombuPublisher(connection.Producer(), place.name)
 
     def _consume(self, queue: str, handler: Handler, stop: threading.Event, ready: threading.Event) -> None:
         def handle(body: bytes, message: Any) -> None:
