@@ -36,6 +36,7 @@ class Aim:
 _FASTSTREAM, _RAW = "FastStream", str(Kind.RAW)
 
 AIMS = (
+    Aim("memory", "dispatch", "8 us", 1, bound=8),
     Aim("memory", "import-alone", "100 ms", 1, bound=100),
     Aim("rabbitmq", "publish/1KiB", _FASTSTREAM, 4),
     Aim("rabbitmq", "consume/1KiB", _FASTSTREAM, 4),

@@ -22,6 +22,7 @@ class Case:
         more_is_better: Whether a higher figure is the better one.
         size: Bytes of a body.
         warm: Messages in the first round, which warms up and is not counted.
+        fewest: Messages at least in a measured round.
         most: Messages at most in a measured round.
         floor: Messages that a round should have even if it then takes three times as long, so that what lies in a
             prefetch buffer when the clock begins is a small part.
@@ -42,6 +43,7 @@ class Case:
     more_is_better: bool = True
     size: int = KIB
     warm: int = 200
+    fewest: int = 200
     most: int = 50_000
     floor: int = 0
     fixed: int = 0
@@ -72,6 +74,8 @@ def _throughput() -> list[Case]:
                 f"publish, pipelined, {t}",
                 work.publish_many,
                 size=s,
+                warm=50 if s > KIB else 200,
+                fewest=30 if s > KIB else 200,
                 most=most.get(s, 50_000),
                 headline=s == KIB,
             )
@@ -83,13 +87,23 @@ def _throughput() -> list[Case]:
                 f"drain a backlog, {t}",
                 work.drain(),
                 size=s,
+                warm=50 if s > KIB else 200,
+                fewest=30 if s > KIB else 200,
                 most=most.get(s, 50_000),
                 floor=1000 if s > KIB else 5000,
                 headline=s == KIB,
             )
             for s, t in sizes
         ),
-        Case("consume-batch", "drain, handlers of batches", work.drain(batch=250), needs=many, warm=1000, floor=5000),
+        Case(
+            "consume-batch",
+            "drain, handlers of batches",
+            work.drain(batch=100),
+            needs=many,
+            warm=500,
+            fewest=500,
+            floor=5000,
+        ),
         Case("consume-1ms", "drain, handlers of 1 ms", work.drain(wait=0.001), needs=waits),
         Case("consume-10ms", "drain, handlers of 10 ms", work.drain(wait=0.01), needs=waits, headline=True),
         Case("end-to-end", "publish and consume at once", work.end_to_end, headline=True),
@@ -100,7 +114,7 @@ def _behaviour() -> list[Case]:
     asks, keys = frozenset({"requests"}), frozenset({"keys"})
     one = frozenset({"partitions"})
     return [
-        Case("request", "requests, one at a time", work.requests(1), "requests/s", warm=50, needs=asks),
+        Case("request", "requests, one at a time", work.requests(1), "requests/s", warm=50, fewest=30, needs=asks),
         *(
             Case(f"request-{n}", f"requests, {n} in flight", work.requests(n), "requests/s", needs=asks)
             for n in (100, 500)
@@ -166,6 +180,17 @@ def _costs() -> list[Case]:
             more_is_better=False,
             fixed=1,
             warm=1,
+            needs=frozenset({"embedded"}),
+            alone=True,
+        ),
+        Case(
+            "dispatch",
+            "dispatch, without a broker",
+            work.dispatch,
+            "us/message",
+            more_is_better=False,
+            fixed=50_000,
+            warm=5_000,
             needs=frozenset({"embedded"}),
             alone=True,
         ),

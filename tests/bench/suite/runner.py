@@ -120,7 +120,7 @@ class Runner:
             return self._load(case, case.fixed or load.count), found
         if took > seconds / 2:
             # Slow, or slow to begin with: what it does in the time without asking how that grows.
-            return self._load(case, max(int(load.count * seconds / took), 10)), found
+            return self._load(case, max(int(load.count * seconds / took), case.fewest)), found
         more = self._load(case, min(int(load.count * min(seconds / 2 / took, 10)), case.most))
         found, longer = self._timed(case, spec, more)
         each = max(longer - took, longer * 0.1) / max(more.count - load.count, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 
 __all__ = ["version_of"]
 
@@ -22,9 +23,7 @@ def version_of(broker: str, url: str) -> str:
 
         return f"{broker_class(broker).__name__}, one node, six partitions"
     if broker == "sqs":
-        from scripts.brokers.aws import ElasticMQ
-
-        return f"ElasticMQ {ElasticMQ.artifacts[0].rpartition(':')[2]}, its queues in H2, on a file"
+        return f"ministack {version('ministack')} (an emulator of SQS in Python, which is most of what is measured)"
     return broker
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "BACKLOG",
     "IN_FLIGHT",
     "Run",
+    "dispatch",
     "drain",
     "end_to_end",
     "fill_backlog",
@@ -244,6 +245,13 @@ async def peak_memory(contender: Contender, load: Load) -> Measured:
                 raise Lost(f"only {tally.calls} of the first {load.count} messages came")
             await asyncio.sleep(0.05)
     return Measured((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / KIB)
+
+
+async def dispatch(contender: Contender, load: Load) -> Measured:
+    """Microseconds that msgbus itself takes per message, on top of decoding it and calling the handler."""
+    from tests.bench.core import dispatch_us  # it needs msgbus, which peers shall not import
+
+    return Measured(await dispatch_us(load.count))
 
 
 def importing(*, all_of_it: bool) -> Run:

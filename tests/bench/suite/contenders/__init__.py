@@ -41,5 +41,5 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "sqs": _specs("ours:SQS", "boto:Batches", "boto:OneByOne", "dramatiq_sqs:Dramatiq"),
 }
 
-SERVERS = {"rabbitmq": "rabbitmq", "nats": "nats", "kafka": "kafka", "sqs": "elasticmq"}
+SERVERS = {"rabbitmq": "rabbitmq", "nats": "nats", "kafka": "kafka", "sqs": "ministack"}
 """Which of the brokers that can be started here stands for it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import ClassVar
 
 import dramatiq
@@ -26,8 +25,6 @@ class Dramatiq(DramatiqBase):
     timeout_ms = 1000  # whole seconds are what its long polls have
 
     def _make(self) -> dramatiq.Broker:
-        os.environ.setdefault("AWS_ACCESS_KEY_ID", "any")
-        os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "any")
         return SQSBroker(
             middleware=retries(),
             dead_letter=True,
