@@ -55,9 +55,9 @@ brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROK
 kills: $(STAMP) ## Kill 1,000 workers between effect and acknowledgement, over SQLite and over PostgreSQL
 	@MSGBUS_TEST_KILLS=$(or $(KILLS),1000) $(PYTEST) -q -rP tests/stores/test_kills.py
 
-bench: $(STAMP) ## Measure beside raw clients and FastStream, write docs/benchmarks.md (BROKER= CASE= ROUNDS= JSON=)
+bench: $(STAMP) ## Measure beside raw clients and other libraries, write docs/benchmarks.md (BROKER= CASE= ROUNDS= MINUTES= JSON=)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
-	@$(BIN)/python -m tests.bench.suite --install $(if $(CHOSEN),--broker "$(CHOSEN)") $(if $(CASE),--case "$(CASE)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JSON),--json "$(JSON)")
+	@$(BIN)/python -m tests.bench.suite --install $(if $(CHOSEN),--broker "$(CHOSEN)") $(if $(CASE),--case "$(CASE)") $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(JSON),--json "$(JSON)")
 
 bench-core: $(STAMP) ## Measure dispatch cost and the embedded brokers (JSON=file)
 	@$(BIN)/python tests/bench/core.py $(if $(JSON),--json $(JSON))

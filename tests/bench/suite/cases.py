@@ -42,8 +42,8 @@ class Case:
     unit: str = "messages/s"
     more_is_better: bool = True
     size: int = KIB
-    warm: int = 200
-    fewest: int = 200
+    warm: int = 100
+    fewest: int = 60
     most: int = 50_000
     floor: int = 0
     fixed: int = 0
@@ -74,8 +74,8 @@ def _throughput() -> list[Case]:
                 f"publish, pipelined, {t}",
                 work.publish_many,
                 size=s,
-                warm=50 if s > KIB else 200,
-                fewest=30 if s > KIB else 200,
+                warm=50 if s > KIB else 100,
+                fewest=30 if s > KIB else 60,
                 most=most.get(s, 50_000),
                 headline=s == KIB,
             )
@@ -87,8 +87,8 @@ def _throughput() -> list[Case]:
                 f"drain a backlog, {t}",
                 work.drain(),
                 size=s,
-                warm=50 if s > KIB else 200,
-                fewest=30 if s > KIB else 200,
+                warm=50 if s > KIB else 100,
+                fewest=30 if s > KIB else 60,
                 most=most.get(s, 50_000),
                 floor=1000 if s > KIB else 5000,
                 headline=s == KIB,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.bench.suite.cases import CASES
 from tests.bench.suite.contender import Kind
 from tests.bench.suite.load import Measured
 from tests.bench.suite.worker import About
@@ -113,13 +114,14 @@ class BrokerResults:
 
     @classmethod
     def load(cls, path: Path, broker: str) -> BrokerResults:
-        """Return what the file has, nothing if it is not there."""
+        """Return what the file has of the present cases, nothing if it is not there."""
         if not path.exists():
             return cls(broker, "", {}, {})
         found = json.loads(path.read_text(encoding="utf-8"))
         cases = {
             name: CaseResult(name, Surroundings(**case["surroundings"]), [Entry(**entry) for entry in case["entries"]])
             for name, case in found["cases"].items()
+            if name in {case.name for case in CASES}
         }
         return cls(broker, found["version"], found["versions"], cases)
 

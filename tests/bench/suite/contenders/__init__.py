@@ -38,7 +38,9 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
         "faststream_kafka:FastStreamDefaults",
         "repid_kafka:Repid",
     ),
-    "sqs": _specs("ours:SQS", "boto:Batches", "boto:OneByOne", "dramatiq_sqs:Dramatiq"),
+    "sqs": _specs(
+        "ours:SQS", "boto:Batches", "boto:OneByOne", "taskiq_sqs:Taskiq", "dramatiq_sqs:Dramatiq", "repid_sqs:Repid"
+    ),
 }
 
 SERVERS = {"rabbitmq": "rabbitmq", "nats": "nats", "kafka": "kafka", "sqs": "ministack"}

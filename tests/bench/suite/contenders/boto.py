@@ -13,16 +13,27 @@ import boto3
 from tests.bench.suite.contender import Contender, Kind, Place, Publisher
 from tests.bench.suite.load import Handler
 
-__all__ = ["Batches", "OneByOne", "client"]
+__all__ = ["Batches", "OneByOne", "endpoint", "make_queues"]
 
 _BATCH = 10
 _BATCH_BYTES = 1 << 18
 
 
+def endpoint(url: str) -> str:
+    """Return the server that a URL of msgbus's names."""
+    return url.partition("endpoint=")[2].partition("&")[0]
+
+
 def client(url: str) -> Any:
-    """Return a client for the server that a URL of msgbus's names."""
-    endpoint = url.partition("endpoint=")[2].partition("&")[0]
-    return boto3.client("sqs", endpoint_url=endpoint, region_name="us-east-1")
+    """Return a client for the server."""
+    return boto3.client("sqs", endpoint_url=endpoint(url), region_name="us-east-1")
+
+
+def make_queues(url: str, places: Sequence[Place]) -> None:
+    """Make standard queues."""
+    sqs = client(url)
+    for place in places:
+        sqs.create_queue(QueueName=place.name)
 
 
 class _Publisher(Publisher):
@@ -54,8 +65,7 @@ class OneByOne(Contender):
         return self
 
     async def create(self, *places: Place) -> None:
-        for place in places:
-            self._sqs.create_queue(QueueName=place.name)
+        make_queues(self.url, places)
 
     def _queue_url(self, place: Place) -> str:
         found: str = self._sqs.get_queue_url(QueueName=place.name)["QueueUrl"]

@@ -8,6 +8,7 @@ import dramatiq
 from botocore.config import Config
 from dramatiq_sqs import SQSBroker
 
+from tests.bench.suite.contenders.boto import endpoint
 from tests.bench.suite.contenders.dramatiq import DramatiqBase, retries
 
 __all__ = ["Dramatiq"]
@@ -29,7 +30,7 @@ class Dramatiq(DramatiqBase):
             middleware=retries(),
             dead_letter=True,
             visibility_timeout=30,
-            endpoint_url=self.url.partition("endpoint=")[2].partition("&")[0],
+            endpoint_url=endpoint(self.url),
             region_name="us-east-1",
             config=Config(max_pool_connections=64),
         )
