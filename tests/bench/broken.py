@@ -9,7 +9,7 @@ from tests.bench.suite.contender import AT_LEAST_ONCE, Place, Publisher
 from tests.bench.suite.contenders.embedded import AsyncioQueue
 from tests.bench.suite.load import Handler, number_of
 
-__all__ = ["Careless", "Loses", "Repeats"]
+__all__ = ["Loses", "Partial", "Repeats"]
 
 
 class Loses(AsyncioQueue):
@@ -51,7 +51,8 @@ class Repeats(AsyncioQueue):
             yield
 
 
-class Careless(AsyncioQueue):
-    """Looks best, with a weaker promise."""
+class Partial(AsyncioQueue):
+    """Takes part in the headlines only."""
 
-    name = "careless"
+    name = "partial"
+    full = False
