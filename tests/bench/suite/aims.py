@@ -59,10 +59,10 @@ AIMS = (
     Aim("kafka", "consume-batch", _RAW, 0.7),
     Aim("kafka", "slow/64", "one at a time", 50, beside="slow/1"),
     Aim("kafka", "one-partition/10000", "10,000 in 1 s", 1, bound=10_000),
-    Aim("sqs", "publish/1KiB", "boto3, one by one", 5),
-    Aim("sqs", "consume/1KiB", "boto3, one by one", 3),
-    Aim("sqs", "publish/1KiB", "boto3, batches", 1),
-    Aim("sqs", "consume/1KiB", "boto3, batches", 1),
+    Aim("aws", "publish/1KiB", "boto3, one by one", 5),
+    Aim("aws", "consume/1KiB", "boto3, one by one", 3),
+    Aim("aws", "publish/1KiB", "boto3, batches", 1),
+    Aim("aws", "consume/1KiB", "boto3, batches", 1),
 )
 
 

@@ -153,7 +153,7 @@ def _behaviour() -> list[Case]:
             needs=frozenset({"retries"}),
             headline=True,
         ),
-        Case("latency", "latency at half load, p50", work.latency, "ms", more_is_better=False, paced=True),
+        Case("latency", "latency at half load, p50", work.latency, "ms", more_is_better=False, paced=True, fewest=500),
     ]
 
 
@@ -228,6 +228,7 @@ def _costs() -> list[Case]:
                 size=100,
                 needs=frozenset({"backlogs"}),
                 alone=True,
+                rounds=3 if n > 10_000 else 0,
             )
             for n in (2_000, 10_000, 50_000)
         ),

@@ -21,7 +21,7 @@ _TITLES = {
     "rabbitmq": "RabbitMQ",
     "nats": "NATS JetStream",
     "kafka": "Kafka",
-    "sqs": "SQS",
+    "aws": "SQS",
 }
 
 

@@ -166,7 +166,7 @@ def _wanted(case: Case, about: About) -> bool:
 
 def _paced(case: Case, load: Load, rate: float, seconds: float) -> Load:
     """Return as much as comes at that rate in the time, for everybody."""
-    return replace(load, count=max(int(rate * (seconds or 1.0)), case.warm), rate=rate)
+    return replace(load, count=max(int(rate * (seconds or 1.0)), case.fewest), rate=rate)
 
 
 def _queue() -> str:

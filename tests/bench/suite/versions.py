@@ -22,7 +22,7 @@ def version_of(broker: str, url: str) -> str:
         from scripts.brokers import broker_class
 
         return f"{broker_class(broker).__name__}, one node, six partitions"
-    if broker == "sqs":
+    if broker == "aws":
         return f"ministack {version('ministack')} (an emulator of SQS in Python, which is most of what is measured)"
     return broker
 

@@ -38,10 +38,10 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
         "faststream_kafka:FastStreamDefaults",
         "repid_kafka:Repid",
     ),
-    "sqs": _specs(
+    "aws": _specs(
         "ours:SQS", "boto:Batches", "boto:OneByOne", "taskiq_sqs:Taskiq", "dramatiq_sqs:Dramatiq", "repid_sqs:Repid"
     ),
 }
 
-SERVERS = {"rabbitmq": "rabbitmq", "nats": "nats", "kafka": "kafka", "sqs": "ministack"}
+SERVERS = {"rabbitmq": "rabbitmq", "nats": "nats", "kafka": "kafka", "aws": "ministack"}
 """Which of the brokers that can be started here stands for it."""
