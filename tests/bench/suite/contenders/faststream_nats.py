@@ -60,7 +60,9 @@ class FastStream(FastStreamBase):
 
         if handler.waits:
             options["max_workers"] = concurrency
-        broker.subscriber(queue, config=api.ConsumerConfig(max_ack_pending=-1), **options)(handle)
+        else:
+            options["config"] = api.ConsumerConfig(max_ack_pending=-1)
+        broker.subscriber(queue, **options)(handle)
 
     @contextlib.asynccontextmanager
     async def requester(self, name: str) -> AsyncIterator[Request]:

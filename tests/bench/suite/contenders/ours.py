@@ -32,7 +32,9 @@ class Msgbus(Contender):
 
     name = "msgbus"
     kind = Kind.OURS
-    settings = "send_many; prefetch 250 (less in short runs), retries and dead letters on"
+    settings = (
+        "send_many; prefetch 250, ten batches for handlers of batches (less in short runs), retries and dead letters on"
+    )
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus",)
     can = frozenset(
@@ -73,7 +75,8 @@ class Msgbus(Contender):
     @contextlib.asynccontextmanager
     async def consumer(self, places: Sequence[Place], handler: Handler, *, concurrency: int = 1) -> AsyncIterator[None]:
         # What is held when the first message is handled must not be most of what is measured.
-        bus = Bus(self.url, prefetch=max(min(PREFETCH, handler.tally.count // 10), concurrency, 2 * handler.batch))
+        most = 10 * handler.batch or PREFETCH
+        bus = Bus(self.url, prefetch=max(min(most, handler.tally.count // 10), concurrency, 2 * handler.batch))
         retry = Retry(attempts=5, base=0.01, cap=0.01)
 
         async def handle(body: bytes) -> None:
@@ -149,7 +152,7 @@ class Kafka(Msgbus):
 class SQS(Msgbus):
     """Standard queues, FIFO ones where there are keys."""
 
-    settings = "send_many; prefetch 250 (less in short runs), polls of one second, retries and dead letters on"
+    settings = "as elsewhere, with polls of one second"
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_aws")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus", "boto3")
     can = Msgbus.can - {"backlogs"}
