@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="contenders, as module:Class")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="what a run of a headline takes at most")
-    parser.add_argument("--minutes", type=float, default=20.0, help="what everything together should take")
+    parser.add_argument("--minutes", type=float, default=18.0, help="what everything together should take")
     parser.add_argument("--patience", type=float, default=90.0, help="seconds after which a run is given up")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="everybody's event loop")
     parser.add_argument("--json", type=Path, help="write what was measured in this run")

@@ -104,8 +104,8 @@ def _throughput() -> list[Case]:
             fewest=500,
             floor=5000,
         ),
-        Case("consume-1ms", "drain, handlers of 1 ms", work.drain(wait=0.001), needs=waits),
-        Case("consume-10ms", "drain, handlers of 10 ms", work.drain(wait=0.01), needs=waits, headline=True),
+        Case("consume-1ms", "drain, handlers of 1 ms", work.drain(wait=0.001), fewest=500, needs=waits),
+        Case("consume-10ms", "drain, handlers of 10 ms", work.drain(wait=0.01), fewest=300, needs=waits, headline=True),
         Case("end-to-end", "publish and consume at once", work.end_to_end, headline=True),
     ]
 
@@ -120,7 +120,14 @@ def _behaviour() -> list[Case]:
             for n in (100, 500)
         ),
         *(
-            Case(f"keyed/{n}", f"in order per key, {n:,} keys", work.keyed(least=0.001, most=0.001), part=n, needs=keys)
+            Case(
+                f"keyed/{n}",
+                f"in order per key, {n:,} keys",
+                work.keyed(least=0.001, most=0.001),
+                fewest=500,
+                part=n,
+                needs=keys,
+            )
             for n in (10, 100, 1000)
         ),
         *(

@@ -65,6 +65,12 @@ REASONS = (
         names=("FastStream",),
     ),
     Reason(
+        "**Large bodies** are copied once more, into one buffer with the frames of many messages, which is what makes "
+        "small ones quick.",
+        brokers=("rabbitmq", "nats"),
+        cases=("publish/64KiB",),
+    ),
+    Reason(
         "**Bare publishes** carry a body. msgbus gives every message an id, a time and a type that other libraries "
         "can read (CloudEvents), and a result of its own.",
         cases=("publish", "latency"),

@@ -118,14 +118,15 @@ class Runner:
         found, took = self._timed(case, spec, load)
         if case.fixed or isinstance(found, Refused):
             return self._load(case, case.fixed or load.count), found
-        if took > seconds / 2:
-            # Slow, or slow to begin with: what it does in the time without asking how that grows.
+        if took > 2 * seconds:
             return self._load(case, max(int(load.count * seconds / took), case.fewest)), found
-        more = self._load(case, min(int(load.count * min(seconds / 2 / took, 10)), case.most))
+        # What connecting takes does not grow with the messages: a second run tells the one from the other.
+        more = self._load(case, min(int(load.count * min(max(seconds / 2 / took, 3), 10)), case.most))
         found, longer = self._timed(case, spec, more)
         each = max(longer - took, longer * 0.1) / max(more.count - load.count, 1)
-        count = max(more.count + int((seconds - longer) / each), load.count)
-        count = max(count, min(case.floor, count * 3))
+        start = max(longer - more.count * each, 0.0)
+        count = int(max(seconds - start, seconds / 2) / each)
+        count = max(count, min(case.floor, count * 3), case.fewest)
         return self._load(case, min(count, more.count * 10, case.most)), found
 
     def _timed(self, case: Case, spec: str, load: Load) -> tuple[Measured | Refused, float]:
