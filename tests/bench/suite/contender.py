@@ -71,6 +71,7 @@ class Contender(ABC):
             run concurrently), "batches" (handlers take lists), "tasks" (publishes run concurrently), "processes"
             (publisher and consumer may be in different ones), "backlogs" (it publishes 100,000 in bearable time),
             "subscriptions" (many on one connection), "partitions" (of a topic), "embedded" (no broker to reach).
+        buffer: How many messages of 1 KiB it may hold when the first one is handled.
         full: Whether it takes part in all cases that it can do, not only in the headlines.
     """
 
@@ -81,6 +82,7 @@ class Contender(ABC):
     modules: ClassVar[tuple[str, ...]] = ()
     distributions: ClassVar[tuple[str, ...]] = ()
     can: ClassVar[frozenset[str]] = frozenset({"waits", "processes"})
+    buffer: ClassVar[int] = 500
     full: ClassVar[bool] = True
 
     def __init__(self, url: str) -> None:

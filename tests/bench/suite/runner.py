@@ -126,8 +126,9 @@ class Runner:
         each = max(longer - took, longer * 0.1) / max(more.count - load.count, 1)
         start = max(longer - more.count * each, 0.0)
         count = int(max(seconds - start, seconds / 2) / each)
-        count = max(count, min(case.floor, count * 3), case.fewest)
-        return self._load(case, min(count, more.count * 10, case.most)), found
+        if case.buffered:
+            count = max(count, min(self.about[spec].buffer * 5, count * 3))
+        return self._load(case, min(max(count, case.fewest), more.count * 10, case.most)), found
 
     def _timed(self, case: Case, spec: str, load: Load) -> tuple[Measured | Refused, float]:
         began = time.perf_counter()

@@ -29,6 +29,7 @@ class About:
     guarantee: str
     settings: str
     can: frozenset[str]
+    buffer: int
     full: bool
     versions: dict[str, str]
 
@@ -123,10 +124,14 @@ def _serve(connection: Connection, spec: str, url: str, fast_loop: bool) -> None
     except ModuleNotFoundError as exc:
         connection.send(Missing(str(exc)))
         return
-    versions = _versions(make.distributions)
-    connection.send(About(make.name, make.kind, make.guarantee, make.settings, make.can, make.full, versions))
+    connection.send(_about(make))
     while (task := connection.recv()) is not None:
         connection.send(_run(make, url, task, fast_loop=fast_loop))
+
+
+def _about(make: type[Contender]) -> About:
+    versions = _versions(make.distributions)
+    return About(make.name, make.kind, make.guarantee, make.settings, make.can, make.buffer, make.full, versions)
 
 
 def _run(make: type[Contender], url: str, task: Task, *, fast_loop: bool) -> Measured | Refused:

@@ -63,6 +63,7 @@ class AIOKafka(Contender):
     modules: ClassVar[tuple[str, ...]] = ("aiokafka",)
     distributions: ClassVar[tuple[str, ...]] = ("aiokafka",)
     can = frozenset({"processes", "tasks", "batches"})
+    buffer = 6000  # a fetch brings up to a MiB of each partition
 
     async def create(self, *places: Place) -> None:
         await make_topics(self.url, places)

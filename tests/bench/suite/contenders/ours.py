@@ -144,6 +144,7 @@ class Kafka(Msgbus):
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_kafka")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus", "aiokafka")
     can = Msgbus.can | {"partitions"}
+    buffer = 6000  # a fetch brings up to a MiB of each partition
 
     def _native(self, place: Place) -> dict[str, Any]:
         return {"partitions": place.partitions or 6}
