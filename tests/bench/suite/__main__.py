@@ -53,6 +53,7 @@ def _measure_all(
 ) -> dict[str, dict[str, CaseResult]]:
     folder = options.page.with_suffix("")
     settings = Settings(options.rounds, options.seconds, options.loop == "uvloop", options.patience)
+    brokers = list(reversed(brokers))  # the slow ones first: what they leave of the time is the others'
     contenders = [len(CONTENDERS[broker]) for broker in brokers]
     schedule = Schedule(cases, contenders, rounds=settings.rounds, seconds=settings.seconds, minutes=options.minutes)
     measured: dict[str, dict[str, CaseResult]] = {}

@@ -18,7 +18,7 @@ def draw(found: BrokerResults, path: Path) -> bool:
     mpl.use("Agg")
     mpl.rcParams.update({"svg.hashsalt": "msgbus", "font.size": 9})
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rows: dict[str, dict[str, float]] = {}
     for case in CASES:
@@ -41,7 +41,9 @@ def draw(found: BrokerResults, path: Path) -> bool:
     axes.set_yticks([n + 0.4 - height / 2 for n in range(len(rows))], list(rows))
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.axvline(1, color="black", linewidth=1)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(f"{found.broker}: msgbus, times as good as … (right of the line it is ahead; at least once, all)")

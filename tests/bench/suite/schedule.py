@@ -10,6 +10,7 @@ from tests.bench.suite.cases import Case
 __all__ = ["Schedule"]
 
 _LEAST = 0.15  # seconds; a shorter run says nothing
+_MEMORY = 0.9  # what the cases before count for: another broker is quicker or slower
 
 
 class Schedule:
@@ -64,8 +65,8 @@ class Schedule:
             runs: How many runs it was.
         """
         self._left -= self._guess(case, contenders)
-        self._done += runs * asked
-        self._spent += took
+        self._done = self._done * _MEMORY + runs * asked
+        self._spent = self._spent * _MEMORY + took
         # What is fixed (connections, groups, growing backlogs) comes on top of what was asked for.
         self._slower = max(self._spent / self._done, 0.3) if self._done else 1.0
 

@@ -32,6 +32,7 @@ async def _nats(url: str) -> str:
 
     client = await nats.connect(url)
     try:
-        return str(client.connected_server_version)
+        found = client.connected_server_version
+        return f"{found.major}.{found.minor}.{found.patch}"
     finally:
         await client.close()

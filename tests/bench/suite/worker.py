@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
+import logging
 import multiprocessing
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -119,6 +121,9 @@ class Worker:
 
 
 def _serve(connection: Connection, spec: str, url: str, fast_loop: bool) -> None:
+    # What libraries warn of (new topics without leaders, their own ways of use) would hide the figures.
+    logging.getLogger().addHandler(logging.NullHandler())
+    warnings.simplefilter("ignore")
     try:
         make = contender_class(spec)
     except ModuleNotFoundError as exc:
