@@ -51,7 +51,7 @@ class FastStream(FastStreamBase):
             "ack_policy": AckPolicy.NACK_ON_ERROR,
         }
         if handler.batch:
-            pull = fs.PullSub(batch_size=FETCH, batch=True, timeout=1.0)
+            pull = fs.PullSub(batch_size=FETCH, batch=True, timeout=0.2)
             broker.subscriber(queue, pull_sub=pull, **options)(batches(handler))
             return
 
