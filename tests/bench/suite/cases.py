@@ -219,7 +219,7 @@ def _costs() -> list[Case]:
                 warm=0,
                 part=n,
                 size=100,
-                needs=frozenset({"subscriptions", "crowds"} if n >= 100 else {"subscriptions"}),
+                needs=frozenset({f"{n} subscriptions"}),
                 alone=True,
                 rounds=0 if n < 100 else 1,
             )

@@ -70,8 +70,7 @@ class Contender(ABC):
         can: What it has besides publishing and consuming: "requests", "retries", "keys", "waits" (handlers that wait
             run concurrently), "batches" (handlers take lists), "tasks" (publishes run concurrently), "processes"
             (publisher and consumer may be in different ones), "backlogs" (it publishes 100,000 in bearable time),
-            "subscriptions" (several on one connection), "crowds" (hundreds of them), "partitions" (of a topic),
-            "embedded" (no broker to reach).
+            "10 subscriptions" (so many at once), "partitions" (of a topic), "embedded" (no broker to reach).
         buffer: How many messages of 1 KiB it may hold when the first one is handled.
         full: Whether it takes part in all cases that it can do, not only in the headlines.
     """

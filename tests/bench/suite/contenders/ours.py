@@ -13,6 +13,7 @@ from tests.bench.suite.load import Handler, number_of
 __all__ = ["NATS", "SQS", "Kafka", "Memory", "RabbitMQ", "SQLite"]
 
 PREFETCH = 250
+_SUBSCRIPTIONS = tuple(f"{number} subscriptions" for number in (1, 10, 100, 500))
 
 
 class _Publisher(Publisher):
@@ -38,7 +39,7 @@ class Msgbus(Contender):
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus",)
     can = frozenset(
-        {"waits", "tasks", "batches", "processes", "backlogs", "requests", "keys", "retries", "subscriptions", "crowds"}
+        {"waits", "tasks", "batches", "processes", "backlogs", "requests", "keys", "retries", *_SUBSCRIPTIONS}
     )
 
     def __init__(self, url: str) -> None:
@@ -143,7 +144,7 @@ class Kafka(Msgbus):
 
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_kafka")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus", "aiokafka")
-    can = Msgbus.can | {"partitions"}
+    can = Msgbus.can - {*_SUBSCRIPTIONS[3:]} | {"partitions"}  # 500 consumers take minutes to join
     buffer = 6000  # a fetch brings up to a MiB of each partition
 
     def _native(self, place: Place) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class SQS(Msgbus):
     settings = "as elsewhere, with polls of one second"
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus", "msgbus_aws")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus", "boto3")
-    can = Msgbus.can - {"backlogs", "crowds"}  # an emulator answers a hundred polls one by one
+    can = Msgbus.can - {"backlogs", *_SUBSCRIPTIONS[2:]}  # an emulator answers a hundred polls one by one
 
     def __init__(self, url: str) -> None:
         super().__init__(f"{url}&wait=1&sns=false")
