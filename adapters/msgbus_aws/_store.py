@@ -173,8 +173,14 @@ class DynamoDBStore(Store):
     # -- the contract -------------------------------------------------------------------------------------------
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Verdict]:
-        """Claim keys, each by one conditional write."""
-        return await self._each(self._claim, claims)
+        """Claim keys, each by one conditional write; of several claims for one key the first goes first."""
+        turns = {_key(claim): asyncio.Lock() for claim in claims}
+
+        async def take(claim: Claim) -> Verdict:
+            async with turns[_key(claim)]:
+                return await self._claim(claim)
+
+        return await self._each(take, claims)
 
     async def extend(self, claims: Sequence[Claim]) -> Sequence[StoreError | None]:
         """Extend claims, each by one conditional write."""

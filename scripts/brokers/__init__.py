@@ -25,6 +25,7 @@ BROKERS = {
     "elasticmq": "scripts.brokers.aws:ElasticMQ",
     "ministack": "scripts.brokers.aws:MiniStack",
     "moto": "scripts.brokers.aws:Moto",
+    "dynamodb": "scripts.brokers.aws:DynamoDBLocal",
     "redis": "scripts.brokers.databases:Redis",
     "postgres": "scripts.brokers.databases:Postgres",
 }

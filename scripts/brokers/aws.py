@@ -1,10 +1,11 @@
-"""Three implementations of SQS, two of them with SNS, so that we fit the API and not one emulator.
+"""Three implementations of SQS, two of them with SNS, so that we fit the API and not one emulator; and DynamoDB.
 
-| name      | speaks  | keeps data over restart  | over SIGKILL | notes                                     |
-| --------- | ------- | ------------------------ | ------------ | ----------------------------------------- |
-| elasticmq | SQS     | yes (H2)                 | yes          | strict limits, a JVM                      |
-| ministack | SQS SNS | yes                      | no           | keeps what it had at its last orderly end |
-| moto      | SQS SNS | no                       | no           | in memory                                 |
+| name      | speaks   | keeps data over restart  | over SIGKILL | notes                                      |
+| --------- | -------- | ------------------------ | ------------ | ------------------------------------------ |
+| elasticmq | SQS      | yes (H2)                 | yes          | strict limits, a JVM                       |
+| ministack | SQS SNS  | yes                      | no           | keeps what it had at its last orderly end  |
+| moto      | SQS SNS  | no                       | no           | in memory; has DynamoDB and S3, too        |
+| dynamodb  | DynamoDB | no                       | no           | AWS's own, a JVM; conditions are atomic    |
 
 None of them checks credentials, but clients refuse to work without any: set ``AWS_ACCESS_KEY_ID`` and
 ``AWS_SECRET_ACCESS_KEY`` to whatever you like.
@@ -12,6 +13,7 @@ None of them checks credentials, but clients refuse to work without any: set ``A
 
 from __future__ import annotations
 
+import platform
 import sys
 
 from scripts.brokers._broker import Broker, Launch
@@ -19,11 +21,11 @@ from scripts.brokers._install import pip_install, pip_missing
 from scripts.brokers._java import JavaBroker
 from scripts.brokers._net import HOST, free_port, http_status
 
-__all__ = ["ElasticMQ", "MiniStack", "Moto"]
+__all__ = ["DynamoDBLocal", "ElasticMQ", "MiniStack", "Moto"]
 
 
 class _Emulator(Broker):
-    """What the three have in common: one HTTP port, and a URL with region and endpoint."""
+    """What they have in common: one HTTP port, and a URL with region and endpoint."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,6 +65,30 @@ aws {{ region = "us-east-1", accountId = "000000000000" }}
         return Launch(self._java(config, "org.elasticmq.server.Main"))
 
 
+class DynamoDBLocal(JavaBroker, _Emulator):
+    """AWS's own DynamoDB for tests, in memory. It listens on all interfaces and knows no other way."""
+
+    name = "dynamodb"
+    # The newest of which all that it depends on is published under the versions that it names.
+    artifacts = ("software.amazon.dynamodb:DynamoDBLocal:3.1.0",)
+    heap = "256m"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.url = f"dynamodb://us-east-1/msgbus?endpoint={self.endpoint}"
+
+    @classmethod
+    def _missing(cls) -> str | None:
+        if platform.machine() != "x86_64":
+            return f"the SQLite that it brings runs on x86_64, this is {platform.machine()}"
+        return super()._missing()
+
+    def _launch(self) -> Launch:
+        main = "software.amazon.dynamodb.services.local.main.ServerRunner"
+        data = ["-sharedDb", "-inMemory", "-disableTelemetry"]
+        return Launch(self._java(f"-Djava.library.path={self.jars()}", main, "-port", str(self.port), *data))
+
+
 class MiniStack(_Emulator):
     """SQS and SNS in Python; of its many other services none is loaded."""
 
@@ -84,7 +110,7 @@ class MiniStack(_Emulator):
                 "BIND_HOST": HOST,
                 "MINISTACK_HOST": HOST,  # what queue URLs name
                 "GATEWAY_PORT": str(self.port),
-                "SERVICES": "sqs,sns,dynamodb",
+                "SERVICES": "sqs,sns",
                 "PERSIST_STATE": "1",
                 "STATE_DIR": str(self.folder / "state"),
                 "TMPDIR": str(self.folder),

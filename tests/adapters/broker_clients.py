@@ -126,32 +126,32 @@ class Kafka:
         return asyncio.run(get())
 
 
+def aws_client(url, timeout, service):
+    boto3 = library("boto3")
+    return boto3.client(
+        service,
+        endpoint_url=url.partition("endpoint=")[2],
+        region_name="us-east-1",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+        config=boto3.session.Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1}),
+    )
+
+
 class SQS:
     """A standard queue; and a topic subscribed by it, where there are topics."""
 
     def __init__(self):
-        self.boto3 = library("boto3")
         self.errors = (library("botocore.exceptions").BotoCoreError,)
 
-    def _client(self, url, timeout, service="sqs"):
-        retries = {"total_max_attempts": 1}
-        return self.boto3.client(
-            service,
-            endpoint_url=url.partition("endpoint=")[2],
-            region_name="us-east-1",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
-            config=self.boto3.session.Config(connect_timeout=timeout, read_timeout=timeout, retries=retries),
-        )
-
     def put(self, url, texts, timeout=PATIENCE):
-        sqs = self._client(url, timeout)
+        sqs = aws_client(url, timeout, "sqs")
         queue = sqs.create_queue(QueueName="q")["QueueUrl"]
         for text in texts:
             sqs.send_message(QueueUrl=queue, MessageBody=text)
 
     def get(self, url):
-        sqs, texts = self._client(url, PATIENCE), set()
+        sqs, texts = aws_client(url, PATIENCE, "sqs"), set()
         queue = sqs.get_queue_url(QueueName="q")["QueueUrl"]
         while messages := sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=1, MaxNumberOfMessages=10).get(
             "Messages"
@@ -166,7 +166,7 @@ class SNS(SQS):
     """What is put into a topic comes out of the queue that subscribed to it."""
 
     def put(self, url, texts, timeout=PATIENCE):
-        sqs, sns = self._client(url, timeout), self._client(url, timeout, "sns")
+        sqs, sns = aws_client(url, timeout, "sqs"), aws_client(url, timeout, "sns")
         queue = sqs.create_queue(QueueName="q")["QueueUrl"]
         arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
         topic = sns.create_topic(Name="t")["TopicArn"]
@@ -174,6 +174,29 @@ class SNS(SQS):
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes=raw)
         for text in texts:
             sns.publish(TopicArn=topic, Message=text)
+
+
+class DynamoDB:
+    """A table of items that have but a key."""
+
+    def __init__(self):
+        self.errors = (library("botocore.exceptions").BotoCoreError,)
+
+    def put(self, url, texts, timeout=PATIENCE):
+        dynamodb = aws_client(url, timeout, "dynamodb")
+        if "msgbus-test" not in dynamodb.list_tables()["TableNames"]:
+            dynamodb.create_table(
+                TableName="msgbus-test",
+                AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
+                KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
+                BillingMode="PAY_PER_REQUEST",
+            )
+        for text in texts:
+            dynamodb.put_item(TableName="msgbus-test", Item={"key": {"S": text}})
+
+    def get(self, url):
+        items = aws_client(url, PATIENCE, "dynamodb").scan(TableName="msgbus-test")["Items"]
+        return {item["key"]["S"] for item in items}
 
 
 class Redis:
@@ -217,6 +240,7 @@ CLIENTS = {
     "elasticmq": SQS,
     "ministack": SNS,
     "moto": SNS,
+    "dynamodb": DynamoDB,
     "redis": Redis,
     "postgres": Postgres,
 }

@@ -21,8 +21,8 @@ from scripts.brokers.fixtures import BrokerPool, require_broker
 from tests.adapters.broker_clients import CLIENTS, library
 
 PATIENCE = 30.0
-FORGETFUL = {"moto"}
-FORGETS_IF_KILLED = {"moto", "ministack"}
+FORGETFUL = {"moto", "dynamodb"}
+FORGETS_IF_KILLED = {*FORGETFUL, "ministack"}
 
 
 @pytest.fixture(

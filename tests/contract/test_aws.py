@@ -114,15 +114,8 @@ class TestElasticMQ(AdapterContract):
         return Killable(request, server, "&sns=false", lease=2.0, load=0.3)
 
 
-RACES = {"S1", "S2", "S19"}
-"""What only the real service proves: emulators check a condition and write in two steps, so two claimants may win."""
-
-
-@pytest.mark.parametrize("server", ["ministack"], indirect=True)
+@pytest.mark.parametrize("server", ["dynamodb"], indirect=True)
 class TestDynamoDB(StoreContract):
     @pytest.fixture
-    def harness(self, request, server):
-        if request.node.callspec.params["check"].id in RACES and not os.environ.get("MSGBUS_AWS_FULL_KIT"):
-            pytest.skip("emulators of DynamoDB do not write atomically; MSGBUS_AWS_FULL_KIT=1 runs it all the same")
-        broker, _ = server
-        return StoreHarness(f"dynamodb://us-east-1/msgbus?endpoint={broker.endpoint}")
+    def harness(self, server):
+        return StoreHarness(server[0].url)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from botocore.exceptions import ClientError
 
 from msgbus.adapter import AdapterConfig, BusURL, Provision
 from msgbus.errors import ConfigError, StoreError, StoreUnavailable, TopologyError
-from msgbus.store import Claim, Completion, Done, Granted
+from msgbus.store import Claim, Completion, Done, Granted, InProgress
 from msgbus_aws import DynamoDBStore
 from scripts.brokers._net import free_port
 
@@ -57,6 +59,28 @@ def test_keys_of_any_length_fit(moto):
         await made.open()
         long = [Claim("s" * 1800, "é" * 500 + end, "me", "digest", 60.0) for end in "ab"]
         assert await made.claim(long) == [Granted()] * 2
+        await made.aclose()
+
+    moto.run(body())
+
+
+def test_claims_for_one_key_keep_their_order_in_a_batch(moto):
+    async def body():
+        made = store(moto)
+        await made.open()
+        overtaken = threading.Event()
+        calls = []
+
+        def slow_first(**_):
+            calls.append(1)
+            if len(calls) == 1:
+                overtaken.wait(0.3)
+
+        made.raw.meta.events.register("before-call.dynamodb.PutItem", slow_first)
+        made.raw.meta.events.register("after-call.dynamodb.PutItem", lambda **_: overtaken.set())
+        other = Claim("scope", "key", "other", "digest", 60.0)
+        first, second = await made.claim([CLAIM, other])
+        assert (first, type(second)) == (Granted(), InProgress)
         await made.aclose()
 
     moto.run(body())
