@@ -159,12 +159,16 @@ class SqsSubscription(Subscription):
     def _is_new(self, receipt: Receipt) -> bool:
         """Tell whether a message is not in our hands already: handed out twice, or its lease had ended unnoticed.
 
-        In that case it is ours again, with a new receipt, and whoever handles it goes on.
+        In that case it is ours again, with a new receipt, and whoever handles it goes on. Unless that one is settling
+        it: then it was given back, and a poll of our own was faster than the answer that says so.
         """
         held = self._held.get(receipt.id)
         if held is None:
             return True
         older: Receipt = held.receipt
+        if older.busy:
+            self._forget(older)
+            return True
         older.handle, older.received, older.deadline = receipt.handle, receipt.received, receipt.deadline
         return False
 

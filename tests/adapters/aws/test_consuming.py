@@ -99,6 +99,32 @@ def test_a_failed_entry_is_that_messages_own(kit):
     kit.run(body())
 
 
+def test_what_is_given_back_may_come_again_before_the_answer_that_says_so(kit):
+    async def body():
+        source = Source(kit.queue())
+        async with kit.adapter(source) as adapter:
+            await kit.publish(adapter, kit.message(source.address))
+            subscription = await kit.consumer(adapter, source)
+            (first,) = await kit.receive(subscription, 1)
+            came = threading.Event()
+            take_in = subscription._poller._on_messages
+
+            def arrived(messages, sent):
+                take_in(messages, sent)
+                if messages:
+                    came.set()
+
+            subscription._poller._on_messages = arrived
+            events = adapter.raw.meta.events
+            events.register("after-call.sqs.ChangeMessageVisibilityBatch", lambda **_: came.wait(10) and None)
+            again = asyncio.create_task(kit.receive(subscription, 1, within=20))  # not the lease of 30 s
+            assert list(await subscription.settle([Nack(first)])) == [None]
+            assert came.is_set()
+            await kit.ack(subscription, await again)
+
+    kit.run(body())
+
+
 def test_settling_goes_in_batches_of_ten(kit):
     async def body():
         source = Source(kit.queue())
