@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import platform
 import sys
+from http.client import HTTPException
+from urllib.request import urlopen
 
 from scripts.brokers._broker import Broker, Launch
 from scripts.brokers._install import pip_install, pip_missing
@@ -46,6 +48,31 @@ class ElasticMQ(JavaBroker, _Emulator):
     name = "elasticmq"
     artifacts = ("org.elasticmq:elasticmq-server_2.13:1.7.1",)
     heap = "256m"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._had_queues = False
+
+    def stop(self) -> None:
+        """See `Broker.stop`."""
+        self._had_queues = self._had_queues or self._has_queues()
+        super().stop()
+
+    def kill(self) -> None:
+        """See `Broker.kill`."""
+        self._had_queues = self._had_queues or self._has_queues()
+        super().kill()
+
+    def _ready(self) -> bool:
+        # It serves before it has its queues back, all at once, and until then says that they do not exist.
+        return super()._ready() and (self._has_queues() or not self._had_queues)
+
+    def _has_queues(self) -> bool:
+        try:
+            with urlopen(f"{self.endpoint}/?Action=ListQueues", timeout=5) as answer:
+                return b"<QueueUrl>" in answer.read()
+        except (OSError, HTTPException):  # it does not run, or is paused
+            return False
 
     def _prepare(self) -> None:
         (self.folder / "elasticmq.conf").write_text(
