@@ -117,9 +117,15 @@ class DynamoDBLocal(JavaBroker, _Emulator):
 
 
 class MiniStack(_Emulator):
-    """SQS and SNS in Python; of its many other services none is loaded."""
+    """SQS and SNS in Python; of its many other services none is loaded.
+
+    Attributes:
+        guarded: Whether it checks permissions and queue policies, set before the start. Root has the credentials
+            ``test`` and ``test`` then, and makes others by IAM.
+    """
 
     name = "ministack"
+    guarded = False
     _requirements = ("ministack~=1.5",)
 
     @classmethod
@@ -137,7 +143,8 @@ class MiniStack(_Emulator):
                 "BIND_HOST": HOST,
                 "MINISTACK_HOST": HOST,  # what queue URLs name
                 "GATEWAY_PORT": str(self.port),
-                "SERVICES": "sqs,sns",
+                "SERVICES": "sqs,sns,iam",
+                "AUTH": str(self.guarded).lower(),
                 "PERSIST_STATE": "1",
                 "STATE_DIR": str(self.folder / "state"),
                 "TMPDIR": str(self.folder),

@@ -77,6 +77,11 @@ class Kit:
         """The URL of a queue by what follows the prefix in its name."""
         return self.client().get_queue_url(QueueName=f"{self.prefix}_2e{name}")["QueueUrl"]
 
+    def topology(self, *declare):
+        return Topology(
+            tuple(d for d in declare if isinstance(d, Address)), tuple(d for d in declare if isinstance(d, Source))
+        )
+
     @asynccontextmanager
     async def adapter(self, *declare, provision=Provision.CREATE, query="", proxy=None, clock=None):
         extra = {"clock": clock} if clock else {}
@@ -85,12 +90,7 @@ class Kit:
         )
         await adapter.open()
         try:
-            await adapter.declare(
-                Topology(
-                    tuple(d for d in declare if isinstance(d, Address)),
-                    tuple(d for d in declare if isinstance(d, Source)),
-                )
-            )
+            await adapter.declare(self.topology(*declare))
             yield adapter
         finally:
             await adapter.aclose()
