@@ -4,6 +4,8 @@ set -eu
 BIN="$1"
 shift
 for broker in "$@"; do
-    "$BIN/python" -m scripts.brokers --install "$broker"
+    servers="$broker"
+    if [ "$broker" = aws ]; then servers=elasticmq,ministack,moto,dynamodb; fi
+    "$BIN/python" -m scripts.brokers --install "$servers"
     "$BIN/python" -m pytest "tests/contract/test_$broker.py" "tests/adapters/$broker"
 done

@@ -1,9 +1,10 @@
-"""The SQS/SNS adapter keeps the contract, on three servers."""
+"""The SQS/SNS adapter keeps the contract, on three servers; the DynamoDB store keeps its own, on a fourth."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 
 import boto3
@@ -61,15 +62,33 @@ class AwsHarness(Harness):
         self.proxy.heal()
 
 
-class Restartable(AwsHarness):
-    """A server that keeps its messages over a restart."""
+class MiniStackHarness(AwsHarness):
+    """A server that keeps its messages over a restart, and checks permissions and policies."""
 
     async def restart(self):
         await asyncio.to_thread(self._revive, self.broker.stop)
 
+    async def fill(self, address):
+        await asyncio.to_thread(self._fill, address)
 
-class Killable(Restartable):
-    """A server that keeps its messages when it is killed."""
+    def _fill(self, address):
+        """Queues are never full; they may refuse for other reasons."""
+        deny = {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": ["sqs:SendMessage", "sqs:SendMessageBatch"],
+            "Resource": "*",
+        }
+        sqs = client(self.broker)
+        url = sqs.get_queue_url(QueueName=address.name.replace(".", "_2e"))["QueueUrl"]
+        sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps({"Statement": [deny]})})
+
+
+class ElasticMQHarness(AwsHarness):
+    """A server that keeps its messages over a restart and when it is killed."""
+
+    async def restart(self):
+        await asyncio.to_thread(self._revive, self.broker.stop)
 
     async def kill(self):
         await asyncio.to_thread(self._revive, self.broker.kill)
@@ -77,16 +96,19 @@ class Killable(Restartable):
 
 @pytest.fixture(scope="module", autouse=True)
 def credentials():
-    """The servers check none, and boto3 refuses to work without."""
+    """Those of MiniStack's root. The other servers check none, and boto3 refuses to work without."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "any")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         yield
 
 
 @pytest.fixture(scope="module")
 def server(request, credentials):
-    with require_broker(request.param) as broker, broker.proxy() as proxy:
+    broker = require_broker(request.param)
+    if request.param == "ministack":
+        broker.guarded = True
+    with broker, broker.proxy() as proxy:
         yield broker, proxy
 
 
@@ -94,7 +116,7 @@ def server(request, credentials):
 class TestMiniStack(AdapterContract):
     @pytest.fixture
     def harness(self, request, server):
-        return Restartable(request, server, lease=2.0, load=0.1)
+        return MiniStackHarness(request, server, lease=2.0, load=0.1)
 
 
 def only(request, chosen, *, never=()):
@@ -120,7 +142,7 @@ class TestElasticMQ(AdapterContract):
     @pytest.fixture
     def harness(self, request, server):
         only(request, {"C", "F", "J14"})  # settling and message groups; it alone keeps its messages when it is killed
-        return Killable(request, server, "&sns=false", lease=2.0, load=0.1)
+        return ElasticMQHarness(request, server, "&sns=false", lease=2.0, load=0.1)
 
 
 @pytest.mark.parametrize("server", ["dynamodb"], indirect=True)
