@@ -8,6 +8,7 @@ import json
 import pytest
 from botocore.exceptions import ClientError
 
+from msgbus import Bus, Queue
 from msgbus.adapter import Address, DeadLetter, Kind, Provision, Source, Topology
 from msgbus.errors import MessageTooLarge, NotSent, PublishRejected, TopologyError, Unroutable
 
@@ -97,6 +98,26 @@ def test_throttling_can_be_tried_again(kit):
             assert result.retryable
             adapter.raw.meta.events.unregister("before-call.sqs.SendMessageBatch", throttle)
             await kit.publish(adapter, kit.message(source.address))
+
+    kit.run(body())
+
+
+def test_a_throttled_bus_tries_again(kit):
+    async def body():
+        orders, refused = Queue("orders", str), []
+
+        def throttle(**_):
+            if len(refused) < 3:
+                refused.append(1)
+                raise ClientError({"Error": {"Code": "RequestThrottled", "Message": "slow down"}}, "SendMessageBatch")
+
+        bus = Bus(kit.url(), namespace=kit.prefix, idempotency_url="memory://throttled")
+        bus.on(orders)(lambda _: None)
+        async with bus:
+            (await bus.raw()).meta.events.register("before-call.sqs.SendMessageBatch", throttle)
+            await bus.send(orders, "x")
+            assert len(refused) == 3
+            assert (await bus.stats(orders)).ready == 1
 
     kit.run(body())
 
