@@ -42,11 +42,11 @@ check: $(STAMP) ## Lint, format check, types, import directions
 contract: $(STAMP) ## Run one adapter's contract kit (BROKER=sqlite)
 	@$(PYTEST) -q tests/contract/test_$(BROKER).py
 
-chaos: $(STAMP) ## Break brokers under load and check that nothing is lost (BROKER=nats,kafka SECONDS=60 SEED=7)
-	@$(BIN)/python -m scripts.chaos $(CHOSEN) $(if $(CHAOS_SECONDS),--seconds $(CHAOS_SECONDS)) $(if $(SEED),--seed $(SEED))
+chaos: $(STAMP) ## Break brokers under load and check that nothing is lost (BROKER=nats,kafka SECONDS=60 SEED=7 REPORT=page)
+	@$(BIN)/python -m scripts.chaos $(CHOSEN) $(if $(CHAOS_SECONDS),--seconds $(CHAOS_SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
 
-soak: $(STAMP) ## Load and soak (BROKER=nats CASE=overload SCALE=0.1)
-	@$(BIN)/python -m scripts.soak $(or $(CHOSEN),sqlite) $(CASE) $(if $(SCALE),--scale $(SCALE))
+soak: $(STAMP) ## Load and soak (BROKER=nats CASE=overload SCALE=0.1 REPORT=page)
+	@$(BIN)/python -m scripts.soak $(or $(CHOSEN),sqlite) $(CASE) $(if $(SCALE),--scale $(SCALE)) $(if $(REPORT),--report $(REPORT))
 
 brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROKER=nats,kafka for some)
 	@$(BIN)/python -m scripts.brokers --install $(CHOSEN)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from msgbus.testing.chaos import BROKER_FAULTS, Outcome, Target, render, run_chaos
+from scripts import report
 from scripts.brokers import BrokerError, make
 
 __all__ = ["TARGETS", "main", "target"]
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=3, help="processes that consume")
     parser.add_argument("--rate", type=float, default=60.0, help="messages published per second")
     parser.add_argument("--keep", action="store_true", help="keep journals and logs of runs that were clean too")
+    parser.add_argument("--report", type=Path, default=None, help="a page whose table keeps each broker's last run")
     options = parser.parse_args(arguments)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     outcomes: list[Outcome] = []
@@ -92,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(exc, file=sys.stderr)
             return 2
         outcomes.append(outcome)
+        if options.report is not None:
+            report.keep(options.report, "chaos", render([outcome]))
         if outcome.findings.violations:
             print(f"{outcome.findings.describe()}\njournals and logs: {outcome.folder}", file=sys.stderr, flush=True)
     print(render(outcomes))

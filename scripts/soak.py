@@ -22,6 +22,7 @@ from typing import Any
 from msgbus import Bus, Queue
 from msgbus.errors import MessageTooLarge, PublishFailed
 from msgbus.testing.chaos import Step, Target, run_chaos
+from scripts import report
 from scripts.chaos import TARGETS, target
 
 __all__ = ["main"]
@@ -290,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cases", nargs="?", default=",".join(CASES), help=f"comma-separated; default: {', '.join(CASES)}"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies all numbers")
+    parser.add_argument("--report", type=Path, default=None, help="a page whose table keeps each case's last run")
     parser.add_argument("--here", action="store_true", help="run one case in this process")
     options = parser.parse_args(arguments)
     if unknown := set(options.cases.split(",")) - set(CASES):
@@ -305,7 +307,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdict = done.stdout.strip() or f"FAILED: {done.stderr.strip()[-3000:]}"
         print(f"{options.broker} {case} ({took:.0f} s): {verdict}", flush=True)
         failed += done.returncode != 0
+        if options.report is not None:
+            report.keep(options.report, "soak", _table(options.broker, case, options.scale, took, verdict), key=2)
     return 1 if failed else 0
+
+
+def _table(broker: str, case: str, scale: float, took: float, verdict: str) -> str:
+    if verdict.startswith("{"):
+        verdict = ", ".join(f"{name} {value}" for name, value in json.loads(verdict).items())
+    verdict = verdict.splitlines()[-1].replace("|", "/")
+    row = f"| {broker} | {case} | {scale:g} | {took:.0f} s | {verdict} |"
+    return f"| broker | case | scale | took | figures |\n|-|-|-|-|-|\n{row}"
 
 
 if __name__ == "__main__":
