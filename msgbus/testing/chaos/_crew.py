@@ -17,8 +17,8 @@ from msgbus.testing.processes import WorkerProcess
 
 __all__ = ["Crew", "LocalCrew", "ProcessCrew"]
 
-_START = 60.0
-_END = 60.0
+_START = 120.0
+_END = 120.0
 """Seconds a worker gets to end after SIGTERM: its drain, and a broker that may be away."""
 
 

@@ -196,11 +196,13 @@ class _Run:
     async def _follow(
         self, steps: list[Step], began: float, harm: Callable[[str, float, float], Coroutine[Any, Any, None]]
     ) -> None:
+        behind = 0.0  # what takes its time (a broker's restart) moves what comes after it: the pauses are the clients'
         for step in steps:
-            await asyncio.sleep(max(0.0, began + step.at - time.monotonic()))
+            await asyncio.sleep(max(0.0, began + step.at + behind - time.monotonic()))
             if time.monotonic() - began > self._seconds:
-                return  # an earlier fault took its time (a broker's restart): the rest falls away
+                return
             await harm(step.what, step.seconds, step.choice)
+            behind = max(behind, time.monotonic() - began - step.at - step.seconds)
 
     async def _recover(self, healed: float) -> None:
         """Let producers go on until a message that was published after all faults is handled."""

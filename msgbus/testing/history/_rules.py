@@ -14,7 +14,7 @@ __all__ = ["RULES", "Violation"]
 
 _EARLY = 0.005
 """Seconds: brokers measure time in whole milliseconds."""
-_LATE = 1.0
+_LATE = 3.0
 """Seconds between the look at a message's expiry and its handler's first step, on a busy machine."""
 _AFTERMATH = 5.0
 """Seconds after a handler's end within which the news of it may still be lost with its worker."""
