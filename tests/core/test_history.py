@@ -248,6 +248,19 @@ def test_failures_are_counted(script):
     assert script.rules(Subscribed(channel="work", attempts=3, slack=20)) == ["attempts"]
 
 
+def test_a_failure_that_nobody_heard_of_does_not_count(script):
+    """The broker was not there to take the dead letter, and the message came again."""
+    script.publish("m1")
+    for attempt in (1, 2, 3):
+        script.handle("m1", "ValueError", attempt=attempt, who="worker-1")
+    script.write("settled", "m1", who="worker-1", detail="deadletter refused: SettleError: no connection")
+    script.handle("m1", "ValueError", attempt=4, who="worker-2")
+    script.write("dead", "m1", detail="failed")
+    rough = Subscribed(channel="work", attempts=3, slack=20)
+
+    assert script.rules(rough) == []
+
+
 def test_nothing_is_handled_after_its_expiry(script):
     """Seconds late is too late."""
     script.publish("m1", expires=1005.0)

@@ -77,6 +77,7 @@ class Fate:
     received: list[Event] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     buried: list[Event] = field(default_factory=list)
+    unburied: list[Event] = field(default_factory=list)
     dead: list[Event] = field(default_factory=list)
     effects: int | None = None
 
@@ -177,6 +178,7 @@ class Account:
                 self._open[event.run] = run
             case EventKind.SETTLED:
                 fate.buried += [event] if event.detail == "deadletter" else []
+                fate.unburied += [event] if event.detail.startswith("deadletter refused") else []
             case EventKind.DEAD:
                 fate.dead.append(event)
             case _:

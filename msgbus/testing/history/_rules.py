@@ -99,7 +99,8 @@ def _order_of(fates: dict[str, Fate], key: str, attempts: list[Attempt], wanted:
 def attempts(account: Account) -> Iterator[Violation]:
     """No message is tried more often than its policy allows before it is a dead letter.
 
-    Afterwards it may come again, as anything that was settled when the broker died: a duplicate.
+    Afterwards it may come again, as anything that was settled when the broker died: a duplicate. And a failure does not
+    count whose news got lost, because the worker was harmed or the broker was not there to take the dead letter.
     """
     for wanted in account.subscriptions:
         for id, fate in account.fates[wanted.label].items():
@@ -109,7 +110,12 @@ def attempts(account: Account) -> Iterator[Violation]:
             if highest > wanted.attempts + wanted.slack:
                 text = f"{id} on {wanted.label} was given to a handler as attempt {highest} of {wanted.attempts}"
                 yield Violation("attempts", text, (id,))
-            failures = {run.started.attempt for run in runs if run.raised}
+            nexts = [*(run.started.time for run in runs[1:]), inf]
+            failures = {
+                run.started.attempt
+                for run, until in zip(runs, nexts, strict=False)
+                if run.raised and not _unheard(account, fate, run, until)
+            }
             if len(failures) > wanted.attempts:
                 text = f"{id} on {wanted.label} failed in {len(failures)} attempts, allowed are {wanted.attempts}"
                 yield Violation("attempts", text, (id,))
@@ -163,6 +169,11 @@ def repeated(account: Account) -> Iterator[Violation]:
             if fate.effects is not None and not least <= fate.effects <= most:
                 text = f"{id} on {wanted.label} took effect {fate.effects} times in {len(fate.runs)} runs"
                 yield Violation("repeated", text, (id,))
+
+
+def _unheard(account: Account, fate: Fate, run: Run, until: float) -> bool:
+    who, since = run.started.who, run.started.time
+    return any(e.who == who and since < e.time < until for e in fate.unburied) or _cut_off(account, run)
 
 
 def _cut_off(account: Account, run: Run) -> bool:
