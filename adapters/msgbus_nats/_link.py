@@ -290,7 +290,8 @@ class Link:
     # -- keeping ------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        while True:
+        # That it was closed is looked at, too: asyncio.wait_for, which nats-py connects with, may swallow a cancellation.
+        while not self._closed:
             await self._lost.wait()
             old, self.client = self.client, None
             if old is not None:
@@ -300,11 +301,12 @@ class Link:
             if old is not None:
                 self.spawn(old.abandon())
             await self._reconnect()
-            _log.info("connected to %s again", self._url)
+        if self.client is not None:
+            await self.client.abandon()
 
     async def _reconnect(self) -> None:
         wait, longest = _BACKOFF
-        while True:
+        while not self._closed:
             try:
                 async with asyncio.timeout(self._config.connect_timeout):
                     await self._connect()
@@ -314,6 +316,7 @@ class Link:
                     await broken.abandon()
                 self._on_health(Health(False, str(translate(exc, f"connecting to {self._url}"))))
             else:
+                _log.info("connected to %s again", self._url)
                 return
             await self._config.clock.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients
             wait = min(wait * 2, longest)

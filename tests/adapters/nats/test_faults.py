@@ -289,3 +289,28 @@ def test_delayed_messages_survive_the_death_of_the_server(own_kit):
             assert min(came.values()) >= 2.9
 
     kit.run(body())
+
+
+def test_closing_ends_although_its_cancellation_is_swallowed(kit):
+    """asyncio.wait_for, which nats-py connects with, may lose the cancellation of a task that it has an answer for."""
+
+    async def body():
+        async with kit.adapter() as adapter:
+            link, connecting = adapter._link, asyncio.Event()
+            dial = link._dialer.dial
+
+            async def swallow(*args, **options):
+                connecting.set()
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    return await dial(*args, **options)
+
+            link._dialer.dial = swallow
+            link._lost.set()
+            await connecting.wait()
+            async with asyncio.timeout(30):
+                await adapter.aclose()
+            assert link.client is None or not link.client.is_connected
+
+    kit.run(body())
