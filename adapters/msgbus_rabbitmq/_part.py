@@ -102,7 +102,7 @@ class Part:
         self.active = False
         self._ready.clear()
         if self._lanes is not None:
-            self._lanes.forget(self._clock.now())
+            self._lanes.forget(self._clock.monotonic())
         await self.consumer.detach()
 
     async def pass_on(self) -> bool:
@@ -139,7 +139,7 @@ class Part:
         self.active = True
         if self._lanes is not None and (key := received.headers.get(KEY)) is not None:
             received.receipt.key = key
-            self._hand_out(self._lanes.arrive(received, self._clock.now()))
+            self._hand_out(self._lanes.arrive(received, self._clock.monotonic()))
         else:
             self._ready.append(received)
             self._wake()
@@ -155,7 +155,7 @@ class Part:
         """Ack messages that the consumer holds."""
         self.consumer.ack(receipts)
         if self._lanes is not None:
-            now = self._clock.now()
+            now = self._clock.monotonic()
             for receipt in receipts:
                 if receipt.key is not None:
                     self._hand_out(self._lanes.settled(receipt, now))
@@ -165,23 +165,25 @@ class Part:
         received, receipt = nack.received, nack.received.receipt
         if self._lanes is None or receipt.key is None:
             return False
-        now = self._clock.now()
+        now = self._clock.monotonic()
         if nack.counted:
             received = replace(received, deliveries=max(received.deliveries, 1) + 1)
+        due = now + nack.delay
         if nack.delay > 0:
-            self._later(self._lanes, receipt.key, nack.delay)
+            self._later(self._lanes, receipt.key, nack.delay, due)
         unseen = [message for message in self._ready if message.receipt.key == receipt.key]
         if unseen:
             self._ready = deque(message for message in self._ready if message.receipt.key != receipt.key)
-        self._hand_out(self._lanes.hold([received, *unseen], now + nack.delay, now))
+        self._hand_out(self._lanes.hold([received, *unseen], due, now))
         return True
 
-    def _later(self, lanes: Lanes, key: str, delay: float) -> None:
-        """Look at a lane again after *delay* seconds."""
+    def _later(self, lanes: Lanes, key: str, delay: float, due: float) -> None:
+        """Look at a lane again after *delay* seconds, when it is *due*."""
 
         async def release() -> None:
             await self._clock.sleep(delay)
-            self._hand_out(lanes.release(key, self._clock.now()))
+            # It is due now, even if the clock that was slept by is a little ahead: nobody would look once more.
+            self._hand_out(lanes.release(key, max(due, self._clock.monotonic())))
 
         task = asyncio.create_task(release())
         self._timers.add(task)
