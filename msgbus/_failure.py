@@ -90,11 +90,12 @@ class Report:
 def read_report(headers: Mapping[str, str]) -> Report:
     """Read the report of a dead letter; what somebody else dead-lettered has an empty one."""
     try:
-        data: Any = json.loads(headers.get(DEAD, "{}"))
-        known = {f.name for f in fields(Report)}
-        return Report(**{"reason": "unknown", **{k: v for k, v in dict(data).items() if k in known}})
-    except (ValueError, TypeError):
-        return Report(reason="unknown")
+        data: dict[str, Any] = dict(json.loads(headers.get(DEAD, "{}")))
+    except (ValueError, TypeError, RecursionError):
+        data = {}
+    kinds = {f.name: type(f.default) for f in fields(Report)} | {"reason": str}
+    known = {name: data[name] for name, kind in kinds.items() if type(data.get(name)) is kind}
+    return Report(**{"reason": "unknown", **known})
 
 
 def attempt_of(received: Received) -> int:

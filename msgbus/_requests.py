@@ -285,5 +285,5 @@ def remote_error(answer: Received) -> RemoteError | None:
     try:
         data = dict(json.loads(text))
         return RemoteError(str(data["type"]), str(data["detail"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return RemoteError("Error", text[:_DETAIL])

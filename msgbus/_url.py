@@ -17,6 +17,8 @@ _SECRET = re.compile(r"pass|secret|token|key|credential|sasl|nkey|seed|signature
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
+_LATE_AT = "its @ comes after a /, ? or #, which passwords and names have as %2F, %3F and %23"
+
 Options = TypeVar("Options")
 
 
@@ -52,6 +54,8 @@ class BusURL:
             )
         try:
             parts = urlsplit(text)
+            if parts.netloc and "@" not in parts.netloc and "@" in text:
+                raise ValueError(_LATE_AT)
             userinfo, _, netloc = parts.netloc.rpartition("@")
             username, colon, password = userinfo.partition(":")
             return cls(
@@ -71,7 +75,9 @@ class BusURL:
         return dict(self.query).get(name, default)
 
     def __str__(self) -> str:
-        user = f"{self.username or ''}{':***' if self.password is not None else ''}"
+        # A name without a password may be all the credentials there are: a token.
+        user = f"{self.username}:***" if self.username and self.password is not None else "***"
+        user = user if self.username or self.password is not None else ""
         hosts = ",".join(_join(host, port) for host, port in self.hosts)
         query = "&".join(f"{k}={'***' if _SECRET.search(k) else v}" for k, v in self.query)
         return f"{self.scheme}://{user + '@' if user else ''}{hosts}{self.path}{'?' + query if query else ''}"
@@ -142,19 +148,24 @@ def _join(host: str, port: int | None) -> str:
 
 
 def _without_userinfo(text: str) -> str:
-    head, at, tail = text.partition("?")[0].rpartition("@")
+    # All up to the last @, and not only what can be: a password with an unescaped / or ? is why it is no URL.
+    head, at, tail = text.rpartition("@")
     scheme, separator, _ = head.partition("://")
-    return f"{scheme + separator if separator else ''}***@{tail}" if at else tail
+    shown = tail.partition("?")[0]
+    return f"{scheme + separator if separator else ''}***@{shown}" if at else shown
 
 
 def _reason(exc: ValueError) -> str:
     text = str(exc)
+    if text == _LATE_AT:
+        return text
     return "its port is not a number from 0 to 65535" if "ort" in text else "it cannot be parsed"
 
 
-_USERINFO = re.compile(r"(?<=://)[^\s/@'\"]+:[^\s@'\"]*@")
+_USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")  # to the last @ of the word: rather too much than part of a password
+_SECRET_OPTION = re.compile(rf"(?<=[?&])([\w.-]*(?:{_SECRET.pattern})[\w.-]*=)[^\s&'\"]*", re.IGNORECASE)
 
 
 def scrub(text: str) -> str:
-    """Return *text* with the password of every URL in it masked, for tracebacks and foreign error texts."""
-    return _USERINFO.sub("***@", text)
+    """Return *text* with the credentials of every URL in it masked, for tracebacks and foreign error texts."""
+    return _SECRET_OPTION.sub(r"\1***", _USERINFO.sub("***@", text)) if "://" in text else text

@@ -16,12 +16,12 @@ A body that is text is sent as it is.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from msgbus.adapter import CONTENT_TYPE, ID, KEY, TYPE
@@ -146,16 +146,17 @@ def decode_headers(attributes: Mapping[str, Any]) -> tuple[dict[str, str], str, 
 def _unpack(text: str) -> dict[str, str]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {HEADERS: text}  # somebody else's attribute of that name
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {HEADERS: text}
 
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if isfinite(number) else None
 
 
 def open_body(text: str, encoding: str, attributes: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -168,23 +169,24 @@ def open_body(text: str, encoding: str, attributes: Mapping[str, Any]) -> tuple[
     if encoding == BASE64:
         try:
             return base64.b64decode(text, validate=True) if text != "=" else b"", {}
-        except binascii.Error:
-            return text.encode(), {}
+        except ValueError:  # no base64, or no ASCII
+            return text.encode(errors="surrogatepass"), {}
     if not attributes and text.startswith("{") and '"TopicArn"' in text:
         return _from_notification(text)
-    return text.encode(), {}
+    return text.encode(errors="surrogatepass"), {}
 
 
 def _from_notification(text: str) -> tuple[bytes, dict[str, str]]:
     try:
         note = json.loads(text)
-    except ValueError:
-        return text.encode(), {}
+    except (ValueError, RecursionError):
+        return text.encode(errors="surrogatepass"), {}
     if note.get("Type") != "Notification" or not isinstance(note.get("Message"), str) or "MessageId" not in note:
-        return text.encode(), {}
+        return text.encode(errors="surrogatepass"), {}
+    given = note.get("MessageAttributes")
     attributes = {
         str(name): {"StringValue": str(attribute.get("Value", ""))}
-        for name, attribute in (note.get("MessageAttributes") or {}).items()
+        for name, attribute in (given.items() if isinstance(given, dict) else ())
         if isinstance(attribute, dict)
     }
     headers, encoding, _ = decode_headers(attributes)

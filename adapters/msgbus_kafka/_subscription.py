@@ -33,6 +33,8 @@ from msgbus_kafka._wire import CHANNEL, DUE
 
 __all__ = ["KafkaSubscription", "Route"]
 
+_ABSURD = 1e12
+"""No count of attempts and no time in seconds since 1970 is as much."""
 _REBALANCE_WAIT = 10.0
 
 
@@ -300,7 +302,9 @@ def _lost(entry: Entry) -> LeaseLost:
 
 
 def _number(text: str) -> float:
+    """Read a header that anybody may have written; what cannot be meant counts for nothing."""
     try:
-        return max(0.0, float(text))
+        number = float(text)
     except ValueError:
         return 0.0
+    return number if 0 <= number < _ABSURD else 0.0

@@ -31,8 +31,8 @@ from msgbus.adapter import (
 )
 from msgbus.errors import (
     BrokerUnavailable,
-    ChannelError,
     ClosedError,
+    ConfigError,
     NoResponders,
     PublishError,
     PublishRejected,
@@ -68,7 +68,7 @@ class NatsAdapter(Adapter):
         super().__init__(url, config)
         options = parse_options(url, NatsOptions)
         if url.path.strip("/"):
-            raise ChannelError(f"a nats:// URL has no path, got {url.path!r}")
+            raise ConfigError(f"a nats:// URL has no path, got {url.path!r}")
         self._options = replace(options, tls=True) if url.scheme == "tls" else options
         self.capabilities = _capabilities(self._options, 1024 * 1024)
         self._link = Link(url, self._options, config, self._set_health)

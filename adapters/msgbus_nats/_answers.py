@@ -12,7 +12,7 @@ from msgbus.adapter import Ack, Clock, DeadLetter, Nack, Outcome, Source
 from msgbus.errors import BrokerError, BrokerUnavailable, SettleError
 from msgbus_nats._client import frame
 from msgbus_nats._confirms import Confirms, Job, Mode
-from msgbus_nats._headers import encode_headers
+from msgbus_nats._headers import carried, encode_headers
 from msgbus_nats._link import Link
 from msgbus_nats._names import Names
 from msgbus_nats._topology import Provisioner, nanoseconds
@@ -94,7 +94,9 @@ class Answers:
             receipt = grave.received.receipt
             # One dead letter for each time the message was stored, however often this is tried.
             instructions = {} if receipt is None else {"Nats-Msg-Id": f"{subject}:{receipt.seq}:{receipt.time}"}
-            jobs.append(Job(subject, grave.received.body, encode_headers(grave.headers, instructions), Mode.STORED))
+            jobs.append(
+                Job(subject, grave.received.body, encode_headers(carried(grave.headers), instructions), Mode.STORED)
+            )
         try:
             results = await self._tools.confirms.publish(jobs)
         except BrokerUnavailable as exc:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
-__all__ = ["decode_headers", "encode_headers", "parse_headers"]
+__all__ = ["carried", "decode_headers", "encode_headers", "parse_headers"]
 
 RESERVED = "Nats-"
 """Headers under this prefix instruct the server, or come from it."""
@@ -51,6 +51,11 @@ def _form(names: tuple[str, ...], instructions: tuple[str, ...]) -> str:
             raise ValueError(f"the header name {name!r} is NATS's own: names must not begin with {RESERVED!r}")
     lines = [f"{name.replace('%', '%%')}: %s\r\n" for name in names + instructions]
     return f"{_FIRST_LINE}{''.join(lines)}\r\n" if lines else ""
+
+
+def carried(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a received message's headers that can be sent on; foreign clients write any name."""
+    return {name: value for name, value in headers.items() if _NAME.match(name) and not name.startswith(RESERVED)}
 
 
 def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:

@@ -290,7 +290,7 @@ class Link:
     # -- keeping ------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        # That it was closed is looked at, too: asyncio.wait_for, which nats-py connects with, may swallow a cancellation.
+        # Closing is looked at, too: asyncio.wait_for, which nats-py connects with, may swallow a cancellation.
         while not self._closed:
             await self._lost.wait()
             old, self.client = self.client, None

@@ -193,7 +193,7 @@ def _read_mixed_table(data: bytes, start: int, headers: dict[str, str], own: dic
         if _is_own(name):
             own[name] = value
         else:
-            headers[name] = value if type(value) is str else _text(value)
+            headers[_text(name)] = _text(value)
 
 
 @lru_cache(4096)
@@ -217,6 +217,8 @@ def _text(value: Any) -> str:
     """Return a foreign client's header value as text."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # py-amqp lets half a surrogate pair through
     if isinstance(value, bool | dict | list):
         return json.dumps(value, default=str)
     return "" if value is None else str(value)

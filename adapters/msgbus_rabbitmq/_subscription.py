@@ -240,5 +240,7 @@ class RabbitSubscription(Subscription):
 def _recounted(received: Received, *, counted: bool) -> dict[str, str]:
     """Return the headers of a copy, whose broker's count begins anew: what was counted so far goes along."""
     text = received.headers.get(ATTEMPTS, "")
-    before = (int(text) if text.isdecimal() else 0) + max(received.deliveries, 1) - (0 if counted else 1)
+    before = (
+        (int(text) if text.isdecimal() and len(text) < 10 else 0) + max(received.deliveries, 1) - (0 if counted else 1)
+    )
     return {**received.headers, ATTEMPTS: str(before)} if before else received.headers

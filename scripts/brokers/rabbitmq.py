@@ -20,7 +20,7 @@ class RabbitMQ(Broker):
     """A single RabbitMQ node with quorum queues and streams, without plugins; ``guest`` may connect."""
 
     name = "rabbitmq"
-    stop_timeout = 10.0  # two seconds, but without end if a client's connection is half closed: it waits for its answer
+
     start_timeout = 180.0  # five seconds on a quiet machine, and a minute on one that twenty others use
 
     def __init__(self) -> None:

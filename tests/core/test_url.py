@@ -29,11 +29,25 @@ def test_secrets_are_never_shown(show: type) -> None:
     assert "hunter" not in show(url)
     assert "heartbeat=20" in show(url)
     assert "ann:***@host" in show(url)
+    assert show(BusURL.parse("nats://hunter2@host")).endswith(("nats://***@host", "nats://***@host')")), "a token"
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nonsense", "foo:hunter2@bar", "amqp://a:hunter2@b:99999", "amqp://a:hunter2/x@b", "://x", "1://x", "a://?x"],
+    [
+        "",
+        "nonsense",
+        "foo:hunter2@bar",
+        "amqp://a:hunter2@b:99999",
+        "amqp://a:hunter2/x@b",
+        "amqp://a:hunter2?x@b",
+        "amqp://a:1?x=hunter2@b",
+        "amqp://a:1/hunter2@b",
+        "amqp://a:1#hunter2@b",
+        "://x",
+        "1://x",
+        "a://?x",
+    ],
 )
 def test_what_is_no_url_is_refused_without_showing_secrets(text: str) -> None:
     """A bad URL is a ConfigError whose text does not contain the credentials, nor does its cause."""
@@ -49,6 +63,9 @@ def test_foreign_texts_are_scrubbed() -> None:
     text = "cannot reach amqp://ann:hunter2@host:5672/v and https://x/y"
 
     assert scrub(text) == "cannot reach amqp://***@host:5672/v and https://x/y"
+    assert scrub("redis://:hunter2@host") == "redis://***@host"
+    assert scrub("nats://hunter2@host?token=hunter2&tls=1") == "nats://***@host?token=***&tls=1"
+    assert scrub("amqp://ann:p@hunter2/?@host") == "amqp://***@host"
 
 
 @dataclass(frozen=True)
