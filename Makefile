@@ -12,7 +12,7 @@ CHAOS_SECONDS := $(if $(filter command,$(firstword $(origin SECONDS))),$(SECONDS
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-brokers quick check contract kills bench bench-core docs package clean
-.PHONY: brokers chaos soak
+.PHONY: audit brokers chaos fuzz soak
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -27,7 +27,16 @@ demo: $(STAMP) ## Run the order-processing demo (MSGBUS_URL=... for another brok
 test: $(STAMP) ## Run the whole test suite
 	@sh scripts/test.sh $(BIN)
 
-test-brokers: $(STAMP) ## Run the broker adapters' suites against real brokers (BROKER=nats for one)
+test-fuzz: $(STAMP) ## Let a coverage-guided fuzzer look for bad input (SECONDS=60)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
+	@$(BIN)/python -m tests.fuzz $(if $(CHAOS_SECONDS),--seconds $(CHAOS_SECONDS))
+
+audit: $(STAMP) ## Look up known vulnerabilities of what is installed (needs pypi.org itself)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps -r $(VENV)/audited.txt
+
+brokers: $(STAMP) ## Run the broker adapters' suites against real brokers (BROKER=nats for one)
 	@sh scripts/test_brokers.sh $(BIN) $(or $(CHOSEN),rabbitmq nats kafka)
 
 quick: $(STAMP) ## Run the tests that need no broker server
@@ -47,6 +56,15 @@ chaos: $(STAMP) ## Break brokers under load and check that nothing is lost (BROK
 
 soak: $(STAMP) ## Load and soak (BROKER=nats CASE=overload SCALE=0.1 REPORT=page)
 	@$(BIN)/python -m scripts.soak $(or $(CHOSEN),sqlite) $(CASE) $(if $(SCALE),--scale $(SCALE)) $(if $(REPORT),--report $(REPORT))
+
+fuzz: $(STAMP) ## Let a coverage-guided fuzzer look for bad input (SECONDS=60)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
+	@$(BIN)/python -m tests.fuzz $(if $(CHAOS_SECONDS),--seconds $(CHAOS_SECONDS))
+
+audit: $(STAMP) ## Look up known vulnerabilities of what is installed (needs pypi.org itself)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
+	@$(BIN)/pip-audit --strict --disable-pip --no-deps -r $(VENV)/audited.txt
 
 brokers: $(STAMP) ## Start real brokers and print their URLs, until Ctrl-C (BROKER=nats,kafka for some)
 	@$(BIN)/python -m scripts.brokers --install $(CHOSEN)

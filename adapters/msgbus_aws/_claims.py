@@ -56,6 +56,11 @@ class Claims:
             raise LookupError(f"the body is at s3://{bucket}/{key}, outside of {self._link.options.large}")
         try:
             answer = self._link.sync("s3", "get_object", Bucket=bucket, Key=key)
+            limit = self._link.options.max_large
+            if answer["ContentLength"] > limit:
+                raise LookupError(
+                    f"s3://{bucket}/{key} has {answer['ContentLength']} bytes, more than max_large={limit}"
+                )
             content: bytes = answer["Body"].read()
         except (BotoCoreError, ClientError) as exc:
             if code_of(exc) in ("NoSuchKey", "404"):

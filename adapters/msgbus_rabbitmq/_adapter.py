@@ -25,7 +25,15 @@ from msgbus.adapter import (
     Topology,
     parse_options,
 )
-from msgbus.errors import BrokerUnavailable, ChannelError, ConfigError, PublishError, PublishRejected, TopologyError
+from msgbus.errors import (
+    BrokerUnavailable,
+    ChannelError,
+    ConfigError,
+    MessageTooLarge,
+    PublishError,
+    PublishRejected,
+    TopologyError,
+)
 from msgbus_rabbitmq._errors import translate
 from msgbus_rabbitmq._layout import MAX_DELAY, Layout
 from msgbus_rabbitmq._link import Link, Target
@@ -82,7 +90,7 @@ class RabbitMQAdapter(Adapter):
     def _make_links(self) -> None:
         self._publishing = Link(self._target("publish"), self._update_health)
         self._consuming = Link(self._target("consume"), self._update_health)
-        self._publisher = Publisher(self._publishing, self.config.clock, self._options.max_body)
+        self._publisher = Publisher(self._publishing, self.config.clock)
 
     # -- connecting ---------------------------------------------------------------------------------------------
 
@@ -181,6 +189,9 @@ class RabbitMQAdapter(Adapter):
         results: list[PublishError | None] = [None] * len(batch)
         parcels: dict[int, Parcel] = {}
         for index, outgoing in enumerate(batch):
+            if (size := len(outgoing.body)) > self._options.max_body:
+                results[index] = MessageTooLarge(size, self._options.max_body)
+                continue
             try:
                 parcels[index] = self._parcel(outgoing)
             except (ConfigError, ChannelError) as exc:  # one message's channel must not fail the others

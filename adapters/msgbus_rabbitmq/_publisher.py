@@ -14,7 +14,6 @@ from msgbus.adapter import ID, Clock
 from msgbus.errors import (
     BrokerUnavailable,
     ConfirmLost,
-    MessageTooLarge,
     NotSent,
     PublishError,
     PublishRejected,
@@ -50,10 +49,9 @@ class Parcel:
 class Publisher:
     """Publishes on a link, through one confirming channel that is opened again whenever it is lost."""
 
-    def __init__(self, link: Link, clock: Clock, max_body: int) -> None:
+    def __init__(self, link: Link, clock: Clock) -> None:
         self._link = link
         self._clock = clock
-        self._max_body = max_body
         self._line: _Line | None = None
         self._opening = asyncio.Lock()
 
@@ -104,8 +102,6 @@ class Publisher:
     def _encode(self, channel: Channel, parcel: Parcel, timestamp: int) -> list[bytes]:
         body, route = parcel.body, parcel.route
         size = len(body)
-        if size > self._max_body:
-            raise MessageTooLarge(size, self._max_body)
         native = route.native
         content = encode_content(
             {**parcel.headers, **route.extra} if route.extra else parcel.headers,

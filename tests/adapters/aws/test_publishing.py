@@ -240,15 +240,16 @@ def test_large_bodies_go_to_s3(moto):
 
 
 def test_a_lost_or_foreign_object_is_a_dead_letter(moto):
-    """Nobody can make us read an object outside of the prefix, and what is gone blocks nothing."""
+    """Nobody can make us read an object outside of the prefix, or a huge one, and what is gone blocks nothing."""
 
     async def body():
         bucket = f"large-{moto.prefix}"
         moto.client("s3").create_bucket(Bucket=bucket)
         moto.client("s3").put_object(Bucket=bucket, Key="secret", Body=b"secret")
+        moto.client("s3").put_object(Bucket=bucket, Key="bodies/huge", Body=bytes(300_001))
         source = Source(moto.queue())
-        async with moto.adapter(source, query=f"&large=s3://{bucket}/bodies") as adapter:
-            for key in ("secret", "bodies/gone"):
+        async with moto.adapter(source, query=f"&large=s3://{bucket}/bodies&max_large=300000") as adapter:
+            for key in ("secret", "bodies/gone", "bodies/huge"):
                 moto.client().send_message(
                     QueueUrl=moto.queue_url("orders"),
                     MessageBody=json.dumps({"bucket": bucket, "key": key}),
@@ -258,7 +259,7 @@ def test_a_lost_or_foreign_object_is_a_dead_letter(moto):
             subscription = await moto.consumer(adapter, source)
             assert [m.body for m in await moto.receive(subscription, 1)] == [b"good"]
             async with asyncio.timeout(20):
-                while (await adapter.stats(source)).dead != 2:
+                while (await adapter.stats(source)).dead != 3:
                     assert list(await subscription.receive(1, 0.2)) == []
             letters = moto.client().receive_message(
                 QueueUrl=moto.queue_url("orders_dlq"), MaxNumberOfMessages=10, MessageAttributeNames=["All"]
@@ -266,6 +267,7 @@ def test_a_lost_or_foreign_object_is_a_dead_letter(moto):
             details = [json.dumps(letter["MessageAttributes"]) for letter in letters]
             assert sum("is gone" in detail for detail in details) == 1
             assert sum("outside of" in detail for detail in details) == 1
+            assert sum("more than max_large" in detail for detail in details) == 1
 
     moto.run(body())
 

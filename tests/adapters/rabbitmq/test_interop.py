@@ -28,6 +28,20 @@ def channel(broker):
         yield connection.channel()
 
 
+async def test_a_body_over_our_own_limit_can_be_moved(rig, channel):
+    """What somebody else published is in the queue already, and must be able to wait or to be a dead letter."""
+    source = rig.queue()
+    async with rig.adapter(source, options="?max_body=1000") as adapter:
+        channel.basic_publish("", source.address.name, bytes(2000))
+        channel.basic_publish("", source.address.name, bytes(2000))
+        subscription = await subscribe(adapter, source)
+        first, second = await receive(subscription, 2)
+
+        assert await subscription.settle([DeadLetter(first, {}), Nack(second, delay=0.1)]) == [None, None]
+        assert [m.body for m in await receive(subscription, 1)] == [bytes(2000)]
+        assert (await adapter.stats(source)).dead == 1
+
+
 async def test_pika_to_msgbus(rig, channel):
     source = rig.queue()
     async with rig.adapter(source) as adapter:
