@@ -271,8 +271,9 @@ def _schedule(target: Target, capabilities: Capabilities, seed: int, seconds: fl
     """Return the faults that the seed gives: two sequences at once, one of the workers and one of the broker."""
     on_workers = WORKER_FAULTS if capabilities.multi_process else ("term",)
     longest = min(1.5 * target.lease, 6.0)  # some are stopped for longer than their leases, some not
-    workers = make_schedule(f"{seed} workers", seconds, on_workers, longest=longest)
-    broker = make_schedule(f"{seed} broker", seconds, target.faults)
+    gap = min(max(1.0, seconds / 20), 3.0)  # long runs leave time to recover in between
+    workers = make_schedule(f"{seed} workers", seconds, on_workers, gap=gap, longest=longest)
+    broker = make_schedule(f"{seed} broker", seconds, target.faults, gap=gap)
     return sorted([*workers, *broker], key=lambda step: step.at)
 
 
