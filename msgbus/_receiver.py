@@ -337,6 +337,10 @@ class Receiver:
             self._handled[key] = None
             if len(self._handled) > _REMEMBERED:
                 self._handled.popitem(last=False)
+        if error is not None and self._lanes is not None and outcome.received in self._burying:
+            # The dead letter is not safe, and its message comes again: what waits behind it must not come first.
+            self._burying.discard(outcome.received)
+            self._give_back(self._lanes.close(_key(outcome.received) or ""))
         self._all_settled([outcome])
 
     def _all_settled(self, outcomes: Sequence[Outcome]) -> None:

@@ -24,8 +24,8 @@ from msgbus import (
     TestBus,
     Topic,
 )
-from msgbus.adapter import Outgoing
-from msgbus.errors import AlreadySettled, HandlerError, MsgbusError
+from msgbus.adapter import DeadLetter, Nack, Outgoing, Received, Subscription
+from msgbus.errors import AlreadySettled, HandlerError, LeaseLost, MsgbusError
 from tests.core.support import Order, eventually, run
 
 orders = Queue("orders", Order)
@@ -265,6 +265,63 @@ def test_a_dead_letter_frees_its_key_or_parks_it(park: bool) -> None:
     run(main())
 
     assert seen == (["1", "bad", "2", "3"] if park else ["1", "2", "3", "bad"])
+
+
+class LosesItsConnection(Subscription):
+    """Loses all that it handed out when it is asked to store the first dead letter; the broker hands that out again."""
+
+    def __init__(self, inner: Subscription) -> None:
+        self.inner = inner
+        self.address = inner.address
+        self.out: list[Received] = []
+        self.lost: list[Received] = []
+
+    async def receive(self, limit: int, wait: float) -> Any:
+        got = await self.inner.receive(limit, wait)
+        self.out += got
+        return got
+
+    async def settle(self, outcomes: Any) -> Any:
+        if not self.lost and any(isinstance(outcome, DeadLetter) for outcome in outcomes):
+            self.lost = self.out.copy()
+            await self.inner.settle([Nack(received, counted=False) for received in self.lost])
+        if any(outcome.received in self.lost for outcome in outcomes):
+            return [LeaseLost("the connection is lost")] * len(outcomes)
+        return await self.inner.settle(outcomes)
+
+    async def extend(self, received: Any, seconds: float) -> Any:
+        return await self.inner.extend(received, seconds)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+def test_a_dead_letter_that_got_lost_frees_nothing() -> None:
+    """Its message comes again; those behind it, which are lost with the same connection, must not run before it."""
+    bus, seen = Bus("memory://lost", concurrency=8), []
+
+    @bus.on(keyed, retry=Retry(attempts=1))
+    async def handle(order: Order) -> None:
+        seen.append(order.id)
+        if order.id == "bad":
+            raise RuntimeError("bad")
+
+    async def main() -> None:
+        async with bus:
+            (connection,) = bus._open._connections
+            subscribe = connection.adapter.subscribe
+
+            async def subscribed(*args: Any) -> Subscription:
+                return LosesItsConnection(await subscribe(*args))
+
+            vars(connection.adapter)["subscribe"] = subscribed
+            await bus.send_many(keyed, [Order(id=name) for name in ("bad", "2", "3")])
+            await bus.start()
+            await eventually(lambda: seen[-1:] == ["3"])
+
+    run(main())
+
+    assert seen == ["bad", "bad", "2", "3"]
 
 
 def test_an_overlong_handler_is_cancelled_and_its_attempt_counts() -> None:
