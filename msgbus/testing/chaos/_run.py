@@ -37,6 +37,8 @@ _RECOVERY = 60.0
 """Seconds (of the target's patience) from the last fault until a message published afterwards must be handled."""
 _DRAIN = 90.0
 """Seconds (of the target's patience) for all messages to come to rest once everything is healed."""
+_STILL = 5.0
+"""Seconds without a change after which the dead letters are looked through for what has not come to rest."""
 _QUIET = 1.0
 """Seconds to look for what should not come, when all has come that should."""
 
@@ -219,11 +221,18 @@ class _Run:
     async def _drain(self, bus: Bus) -> bool:
         """Wait until no confirmed message is open any more; return whether that came to be."""
         deadline = time.monotonic() + _DRAIN * self._target.patience
-        while time.monotonic() < deadline:
+        before: object = None
+        since = 0.0
+        while (started := time.monotonic()) < deadline:
             await self._crew.check()
-            started = time.monotonic()
-            if not Account(read_history(self._folder), self._expected).unsettled():
+            waiting = Account(read_history(self._folder), self._expected).unsettled()
+            if not waiting:
                 return True
+            if waiting != before:
+                before, since = waiting, started
+            elif started - since > _STILL:
+                await self._note_dead(bus)  # a killed worker may have buried it and not come to write that down
+                since = time.monotonic()
             await asyncio.sleep(max(0.5, 2 * (time.monotonic() - started)))
         return False
 
