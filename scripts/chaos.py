@@ -49,6 +49,8 @@ def target(name: str, folder: Path) -> Iterator[Target]:
     elif name not in _OPTIONS:
         raise BrokerError(f"no broker is called {name!r}; there are: {', '.join(TARGETS)}")
     else:
+        os.environ.setdefault("AWS_ACCESS_KEY_ID", "any")  # emulators check none, and boto3 refuses to work without
+        os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "any")
         with make(name) as broker, broker.proxy() as proxy:
             url = broker.url_through(proxy) + _OPTIONS[name]
             faults = _FORGETFUL.get(name, BROKER_FAULTS)
@@ -60,8 +62,6 @@ def run_one(name: str, *, seed: int, seconds: float, workers: int, rate: float, 
     """Make one run; its folder stays when something was wrong, or when *keep* is set."""
     folder = Path(tempfile.mkdtemp(prefix=f"msgbus-chaos-{name}-"))
     logging.basicConfig(filename=folder / "run.log", force=True)
-    os.environ.setdefault("AWS_ACCESS_KEY_ID", "any")  # emulators check none, and boto3 refuses to work without
-    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "any")
     with target(name, folder) as aim:
         outcome = asyncio.run(run_chaos(aim, folder, seed=seed, seconds=seconds, workers=workers, rate=rate))
     if not keep and not outcome.findings.violations:

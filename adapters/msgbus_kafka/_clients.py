@@ -1,4 +1,4 @@
-"""Starting and stopping the library's consumers."""
+"""Starting and stopping the library's clients and consumers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,38 @@ import aiokafka.errors as kafka
 
 from msgbus_kafka._errors import broker_error
 
-__all__ = ["start_consumer", "stop_consumer"]
+__all__ = ["close_client", "mind", "start_consumer", "stop_consumer"]
 
 _log = logging.getLogger("msgbus.kafka")
 _STOP_TIMEOUT = 4.0
+
+
+def mind(client: Any) -> None:
+    """Let a client's task that keeps its metadata begin again when it dies: it would know no new leader, and not tell.
+
+    uvloop raises RuntimeError where a connection was closed a moment ago, and the library only expects OSError.
+    """
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (exc := task.exception()) is not None and client._sync_task is task:  # noqa: SLF001
+            _log.info("a client's metadata could not be brought up to date, trying again: %r", exc)
+            client._sync_task = asyncio.create_task(client._md_synchronizer())  # noqa: SLF001
+            client._sync_task.add_done_callback(ended)  # noqa: SLF001
+
+    client._sync_task.add_done_callback(ended)  # noqa: SLF001
+
+
+async def close_client(client: Any) -> None:
+    """Close a client, whatever its connections think of it."""
+    with contextlib.suppress(kafka.KafkaError, OSError, RuntimeError):
+        await client.close()
 
 
 async def start_consumer(consumer: Any, doing: str) -> None:
     """Start a consumer; raises `BrokerError`, and then it is stopped."""
     try:
         await consumer.start()
+        mind(consumer._client)  # noqa: SLF001 - there is no public way to it
         await asyncio.sleep(0)  # stopped before its tasks ran for the first time, it would raise CancelledError
     except BaseException as exc:
         await stop_consumer(consumer)
@@ -38,7 +60,6 @@ async def stop_consumer(consumer: Any) -> None:
             if not stopping.cancelled() and (exc := stopping.exception()):
                 _log.debug("while stopping a consumer: %r", exc)
             return
-        with contextlib.suppress(kafka.KafkaError, OSError):
-            await consumer._client.close()  # noqa: SLF001 - ends the requests it waits for
+        await close_client(consumer._client)  # noqa: SLF001 - ends the requests it waits for
     stopping.cancel()
     _log.warning("a consumer did not stop in %g s", 2 * _STOP_TIMEOUT)

@@ -30,6 +30,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from msgbus.errors import AccessDenied
+from msgbus_kafka._clients import close_client, mind
 from msgbus_kafka._errors import broker_error
 
 __all__ = ["EARLIEST", "LATEST", "Cluster", "Committed", "NewTopic", "TopicInfo"]
@@ -91,6 +92,7 @@ class Cluster:
         self._client = client
         try:
             await client.bootstrap()
+            mind(client)
             await self.ping()  # bootstrapping keeps no connection
         except BaseException as exc:
             await self.aclose()
@@ -118,7 +120,7 @@ class Cluster:
         """Disconnect."""
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            await close_client(client)
 
     async def ping(self) -> None:
         """Ask any broker something cheap; raises what went wrong."""

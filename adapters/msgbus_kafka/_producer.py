@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.partitioner import murmur2
 
 from msgbus.errors import BrokerError, BrokerUnavailable, PublishError, PublishTimeout, Unroutable
+from msgbus_kafka._clients import close_client, mind
 from msgbus_kafka._errors import NotNow, TopicGone, broker_error, ends_producer, publish_error
 from msgbus_kafka._options import Options
 from msgbus_kafka._wire import to_headers
@@ -272,6 +273,7 @@ class Producer:
         )
         try:
             await producer.start()
+            mind(producer.client)
         except BaseException as exc:
             await _stop(producer)
             if isinstance(exc, kafka.KafkaError | OSError):
@@ -311,11 +313,11 @@ def _retrieve(future: Any) -> None:
 
 
 async def _stop(producer: Any) -> None:
-    with contextlib.suppress(kafka.KafkaError, TimeoutError, OSError):
+    with contextlib.suppress(kafka.KafkaError, TimeoutError, OSError, RuntimeError):
         async with asyncio.timeout(_STOP_TIMEOUT):
             await producer.stop()
             return
     # It waits for its last batches for ever while the broker is away.
     with contextlib.suppress(kafka.KafkaError, OSError):
         await producer._sender.close()  # noqa: SLF001 - there is no public way to give up
-        await producer.client.close()
+    await close_client(producer.client)

@@ -1,7 +1,7 @@
 """Let a coverage-guided fuzzer find inputs for the fuzz tests: ``python -m tests.fuzz [--seconds 60] [TEST...]``.
 
-The suite runs each test on the same few hundred inputs every time; here atheris looks for those that reach new code. It
-ends at the first that breaks a test; Hypothesis keeps that in ``.hypothesis``, where the suite finds it again.
+The suite runs each test on the same hundred inputs every time; here atheris looks for those that reach new code. It
+ends at the first that breaks a test, and shows it: make it an ``@example`` of that test.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def main() -> None:
             test.hypothesis.fuzz_one_input(data[1:])
         except BaseException:
             print(f"broken: {name}", file=sys.stderr)
+            test()  # Hypothesis has kept the input: it tries it again, makes it small, and says what it is
             raise
 
     folder = tempfile.mkdtemp(prefix="msgbus-fuzz-")

@@ -268,3 +268,42 @@ def test_nothing_is_left_behind(kit):
         assert asyncio.all_tasks() == before
 
     kit.run(main())
+
+
+def test_a_client_whose_metadata_task_died_keeps_its_metadata(kit):
+    """Uvloop raises RuntimeError on a connection that was closed a moment ago; the library's task dies of it."""
+
+    async def body():
+        async with kit.adapter() as adapter:
+            client, died = adapter._cluster._client, asyncio.Event()
+            update = client._metadata_update
+
+            async def broken(*args):
+                client._metadata_update = update
+                died.set()
+                raise RuntimeError("the handler is closed")
+
+            client._metadata_update = broken
+            updating = client.force_metadata_update()
+            await died.wait()
+            assert await asyncio.wait_for(updating, 30)
+        assert client._sync_task is None
+
+    kit.run(body())
+
+
+def test_closing_does_not_mind_a_client_that_is_broken(kit):
+    """Whoever closes cannot do anything about it."""
+
+    async def body():
+        async with kit.adapter() as adapter:
+            client = adapter._cluster._client
+            close = client.close
+
+            async def broken():
+                await close()
+                raise RuntimeError("the handler is closed")
+
+            client.close = broken
+
+    kit.run(body())
