@@ -47,7 +47,13 @@ def main() -> None:
             raise
 
     folder = tempfile.mkdtemp(prefix="msgbus-fuzz-")
-    flags = [f"-max_total_time={options.seconds}", f"-timeout={SLOW}", f"-artifact_prefix={folder}/", "-max_len=4096"]
+    flags = [
+        f"-max_total_time={options.seconds}",
+        f"-timeout={SLOW}",
+        f"-artifact_prefix={folder}/",
+        "-max_len=4096",
+        "-len_control=0",
+    ]
     atheris.Setup([sys.argv[0], *flags], one)
     atheris.Fuzz()
 
