@@ -338,8 +338,7 @@ class Receiver:
             if len(self._handled) > _REMEMBERED:
                 self._handled.popitem(last=False)
         if error is not None and self._lanes is not None and outcome.received in self._burying:
-            # The dead letter is not safe, and its message comes again: what waits behind it must not come first.
-            self._burying.discard(outcome.received)
+            self._burying.discard(outcome.received)  # it comes again, and what waits behind it must not come first
             self._give_back(self._lanes.close(_key(outcome.received) or ""))
         self._all_settled([outcome])
 
