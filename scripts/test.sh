@@ -5,8 +5,6 @@ BIN="${1:-.venv/bin}"
 
 # What has not passed every time yet: `make test-brokers BROKER=kafka` and the like run it, CI is not held up by it.
 LATER="
-    tests/adapters/kafka/test_chaos.py
-    tests/adapters/rabbitmq/test_chaos.py
 "
 
 if [ "${CI:-}" = true ]; then
