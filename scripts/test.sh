@@ -3,7 +3,7 @@
 set -eu
 BIN="${1:-.venv/bin}"
 
-# What has not passed every time yet: `make test-brokers BROKER=kafka` and the like run it, CI is not held up by it.
+# What has not passed every time yet: `make test-brokers BROKER=kafka` and the like run it (nothing now), CI is not held up by it.
 LATER="
 "
 
