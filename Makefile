@@ -27,16 +27,7 @@ demo: $(STAMP) ## Run the order-processing demo (MSGBUS_URL=... for another brok
 test: $(STAMP) ## Run the whole test suite
 	@sh scripts/test.sh $(BIN)
 
-test-fuzz: $(STAMP) ## Let a coverage-guided fuzzer look for bad input (SECONDS=60)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
-	@$(BIN)/python -m tests.fuzz $(if $(CHAOS_SECONDS),--seconds $(CHAOS_SECONDS))
-
-audit: $(STAMP) ## Look up known vulnerabilities of what is installed (needs pypi.org itself)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group audit
-	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audited.txt
-	@$(BIN)/pip-audit --strict --disable-pip --no-deps -r $(VENV)/audited.txt
-
-brokers: $(STAMP) ## Run the broker adapters' suites against real brokers (BROKER=nats for one)
+test-brokers: $(STAMP) ## Run the broker adapters' suites against real brokers (BROKER=nats for one)
 	@sh scripts/test_brokers.sh $(BIN) $(or $(CHOSEN),rabbitmq nats kafka)
 
 quick: $(STAMP) ## Run the tests that need no broker server

@@ -17,7 +17,7 @@ _SECRET = re.compile(r"pass|secret|token|key|credential|sasl|nkey|seed|signature
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
-_LATE_AT = "its @ comes after a /, ? or #, which passwords and names have as %2F, %3F and %23"
+_LATE_AT = "its @ comes after a /, ? or #: passwords and names have those as %2F, %3F and %23, all else has @ as %40"
 
 Options = TypeVar("Options")
 

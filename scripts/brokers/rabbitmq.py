@@ -20,7 +20,6 @@ class RabbitMQ(Broker):
     """A single RabbitMQ node with quorum queues and streams, without plugins; ``guest`` may connect."""
 
     name = "rabbitmq"
-
     start_timeout = 180.0  # five seconds on a quiet machine, and a minute on one that twenty others use
 
     def __init__(self) -> None:
