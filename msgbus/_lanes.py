@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from msgbus.adapter import Received
+from msgbus._message import KEY
+from msgbus.adapter import DeadLetter, Nack, Outcome, Received
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "closes_lane", "key_of"]
 
 
 class _Lane:
@@ -88,3 +89,13 @@ class Lanes:
 
     def __len__(self) -> int:
         return len(self._lanes)
+
+
+def key_of(received: Received) -> str | None:
+    """Return the key of a message: the broker's, or the one in its headers."""
+    return received.key if received.key is not None else received.headers.get(KEY)
+
+
+def closes_lane(outcome: Outcome) -> bool:
+    """Tell whether what waits behind a message goes back with it."""
+    return type(outcome) is Nack or (type(outcome) is DeadLetter and outcome.park)

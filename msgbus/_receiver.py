@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from msgbus._backoff import RECONNECT
-from msgbus._lanes import Lanes
+from msgbus._lanes import Lanes, closes_lane, key_of
 from msgbus._limits import Limits
-from msgbus._message import ID, KEY
+from msgbus._message import ID
 from msgbus._settler import Settler
 from msgbus._time import Clock
 from msgbus._watchdog import Interruption, renew_leases, watch_timeouts
@@ -129,6 +129,9 @@ class Receiver:
         try:
             async with asyncio.timeout(_SETTLE_GRACE):
                 await self._settler.drain()
+                while self._live and not self.running:  # requests: they are settled once their answers are out
+                    self._quiet.clear()
+                    await self._quiet.wait()
         except TimeoutError:
             _log.warning("%s: %d messages could not be settled and will come again", self.source, len(self._live))
         await self._close()
@@ -237,7 +240,7 @@ class Receiver:
             if self._handled and self._forget_handled(received):
                 self._settler.add(Ack(received))
                 continue
-            if lanes is not None and (key := _key(received)) is not None and not lanes.admit(key, received):
+            if lanes is not None and (key := key_of(received)) is not None and not lanes.admit(key, received):
                 continue
             ready.append(received)
         self.wake(len(ready))
@@ -286,7 +289,7 @@ class Receiver:
         """Take a worker's verdict on a message; None when it is settled elsewhere."""
         if outcome is not None:
             self._settler.add(outcome)
-        if self._lanes is not None and (key := _key(received)) is not None:
+        if self._lanes is not None and (key := key_of(received)) is not None:
             self._conclude_in_lane(self._lanes, key, received, outcome)
 
     def conclude_all(self, batch: Sequence[Received], outcomes: Sequence[Outcome | None]) -> None:
@@ -298,7 +301,7 @@ class Receiver:
                 self.conclude(received, outcome)
 
     def _conclude_in_lane(self, lanes: Lanes, key: str, received: Received, outcome: Outcome | None) -> None:
-        if outcome is not None and _closes_lane(outcome):
+        if outcome is not None and closes_lane(outcome):
             self._give_back(lanes.close(key))
         elif type(outcome) is DeadLetter:
             self._burying.add(received)  # the key goes on once the dead letter is safe
@@ -316,8 +319,8 @@ class Receiver:
     async def settle_now(self, outcome: Outcome) -> None:
         """Settle a message before its handler ends (`Delivery.ack` and its like)."""
         outcomes: list[Outcome] = [outcome]
-        key = _key(outcome.received)
-        if self._lanes is not None and key is not None and _closes_lane(outcome):
+        key = key_of(outcome.received)
+        if self._lanes is not None and key is not None and closes_lane(outcome):
             self._closed_early.add(outcome.received)
             outcomes += [Nack(behind, counted=False) for behind in self._lanes.close(key)]
         await self._settler.now(outcomes)
@@ -339,16 +342,17 @@ class Receiver:
                 self._handled.popitem(last=False)
         if error is not None and self._lanes is not None and outcome.received in self._burying:
             self._burying.discard(outcome.received)  # it comes again, and what waits behind it must not come first
-            self._give_back(self._lanes.close(_key(outcome.received) or ""))
+            self._give_back(self._lanes.close(key_of(outcome.received) or ""))
         self._all_settled([outcome])
 
     def _all_settled(self, outcomes: Sequence[Outcome]) -> None:
         live = self._live
         for outcome in outcomes:
             live.pop(outcome.received, None)
+        self._quiet.set()  # for a drain that waits for it
         if (lanes := self._lanes) is not None:
             for outcome in outcomes:
-                if type(outcome) is not Ack and (key := _key(outcome.received)) is not None:
+                if type(outcome) is not Ack and (key := key_of(outcome.received)) is not None:
                     self._settled_in_lane(lanes, key, outcome.received)
         if not self._room.is_set() and self.limits.prefetch - len(live) >= self.limits.refill:
             self._room.set()
@@ -387,14 +391,6 @@ class Receiver:
         if received in self._ready:
             self._ready.remove(received)
             self.conclude(received, back)
-        elif self._lanes is not None and (key := _key(received)) is not None and self._lanes.leave(key, received):
+        elif self._lanes is not None and (key := key_of(received)) is not None and self._lanes.leave(key, received):
             self._left.add(received)
             self._settler.add(back)
-
-
-def _key(received: Received) -> str | None:
-    return received.key if received.key is not None else received.headers.get(KEY)
-
-
-def _closes_lane(outcome: Outcome) -> bool:
-    return type(outcome) is Nack or (type(outcome) is DeadLetter and outcome.park)

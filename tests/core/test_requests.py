@@ -13,7 +13,7 @@ from msgbus import Bus, Message, RequestReply
 from msgbus.adapter import Address, Kind, Outgoing
 from msgbus.errors import NoResponders, PublishError
 from msgbus_memory import MemoryAdapter
-from tests.core.support import run
+from tests.core.support import eventually, run
 
 echo = RequestReply("echo", str, str)
 
@@ -76,3 +76,33 @@ def test_a_request_that_is_not_sent_fails_at_once(monkeypatch: pytest.MonkeyPatc
                 await bus.request(echo, "a", timeout=60)
 
     run(main(), within=10)
+
+
+def test_a_drain_waits_for_answers_that_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is settled once its answer is out; given back in between it would be handled a second time."""
+    original, sent, handled = MemoryAdapter.publish, asyncio.Event(), list[str]()
+
+    async def publish(self: MemoryAdapter, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        if any(isinstance(o.target, Address) and o.target.kind is Kind.REPLY for o in batch):
+            await sent.wait()
+        return await original(self, batch)
+
+    monkeypatch.setattr(MemoryAdapter, "publish", publish)
+
+    async def main() -> None:
+        bus = Bus("memory://")
+        bus.on(echo)(lambda text: handled.append(text) or text)
+        async with bus:
+            await bus.start()
+            asking = asyncio.create_task(bus.request(echo, "a", timeout=10))
+            await eventually(lambda: handled == ["a"])
+            draining = asyncio.create_task(bus.drain())
+            await asyncio.sleep(0.05)
+            sent.set()
+            assert await asking == "a"
+            await draining
+            await bus.start()
+            assert await bus.request(echo, "b", timeout=10) == "b"
+            assert handled == ["a", "b"]
+
+    run(main())
