@@ -165,7 +165,7 @@ def test_a_lease_is_never_asked_for_beyond_twelve_hours(kit):
             assert list(await subscription.extend([held], 11 * 3600)) == [None]
             clock.ahead = 10 * 3600
             assert list(await subscription.extend([held], 11 * 3600)) == [None]
-            assert asked[0] == 11 * 3600
+            assert 11 * 3600 - 60 <= asked[0] <= 11 * 3600  # until a moment: a slow machine asks for a little less
             assert 0 < asked[1] <= 2 * 3600
             clock.ahead = 12 * 3600 + 60
             (error,) = await subscription.extend([held], 60)
