@@ -20,6 +20,8 @@ def client(broker, service="sqs"):
         service,
         endpoint_url=broker.endpoint,
         region_name="us-east-1",
+        aws_access_key_id="test",  # and not those that boto3 found first in this process
+        aws_secret_access_key="test",
         config=Config(retries={"total_max_attempts": 1}),
     )
 
