@@ -59,6 +59,7 @@ class SQLiteAdapter(Adapter):
         remove=True,
         unroutable=True,
         max_body=MAX_BODY,
+        publish_window=3,  # one writer, but it never waits for the next batch to be made
     )
 
     def __init__(self, url: BusURL, config: AdapterConfig) -> None:

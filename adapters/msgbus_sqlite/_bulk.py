@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["fetch", "insert"]
 
-_SIZES = (250, 50, 10, 1)
+_SIZES = (1000, 250, 50, 10, 1)
 """Rows per statement, so that a batch of any size takes few statements and all of them stay prepared. SQLite allows
 32,766 values in one."""
 
