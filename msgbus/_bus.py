@@ -57,6 +57,7 @@ class Bus(Operations):
         concurrency: Messages handled at once by a subscription that does not say otherwise.
         prefetch: Messages held at most by such a subscription; 0 chooses from its concurrency.
         lease: Seconds a received message stays ours between two heartbeats.
+        max_body: The largest body in bytes that is published or handled; 64 MiB, or what the broker takes.
         publish_timeout: Seconds until an unconfirmed publish is given up.
         drain_timeout: Seconds that running handlers get to finish at shutdown.
         idempotency_url: The idempotency store; the embedded brokers bring their own.
@@ -77,6 +78,7 @@ class Bus(Operations):
         concurrency: int | None = None,
         prefetch: int | None = None,
         lease: Duration | None = None,
+        max_body: int | None = None,
         publish_timeout: Duration | None = None,
         drain_timeout: Duration | None = None,
         idempotency_url: str | BusURL | None = None,
@@ -93,6 +95,7 @@ class Bus(Operations):
             "concurrency": concurrency,
             "prefetch": prefetch,
             "lease": None if lease is None else seconds(lease, "lease="),
+            "max_body": max_body,
             "publish_timeout": None if publish_timeout is None else seconds(publish_timeout, "publish_timeout="),
             "drain_timeout": None if drain_timeout is None else seconds(drain_timeout, "drain_timeout="),
             "idempotency_url": None if idempotency_url is None else BusURL.parse(idempotency_url),
@@ -369,13 +372,11 @@ class Bus(Operations):
             channel: Whom to ask.
             payload: What.
             timeout: Seconds to wait. The request expires then: it is not handled any later.
-            quorum: Return as soon as so many have answered well; by default all that answer in time are waited for,
-                since nobody knows how many there are.
+            quorum: Return when so many have answered well; by default all that answer in time are waited for.
             **options: As for `send`, but ``delay=``, ``expires=`` and ``correlation_id=``.
 
         Returns:
-            What came in time, possibly fewer answers than *quorum*, or none. A group that is given the request a second
-            time, since its first worker died, may answer a second time.
+            What came in time, possibly fewer than *quorum*. A group whose first worker died may answer a second time.
 
         Raises:
             PublishError: The request was not sent.

@@ -10,10 +10,24 @@ from msgbus.errors import ChannelError, DecodeError, EncodeError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["Codec", "JSONCodec", "codec_for", "type_name"]
+__all__ = ["Codec", "JSONCodec", "bounded", "codec_for", "type_name"]
 
 Encode = Callable[[Any], bytes]
 Decode = Callable[[bytes], Any]
+
+
+def bounded(decode: Decode, max_body: int) -> Decode:
+    """Return a decoder that refuses a body of more than *max_body* bytes before it looks at it.
+
+    Payloads take many times the memory of their bodies, and anybody may publish what the broker lets through.
+    """
+
+    def decode_bounded(body: bytes) -> Any:
+        if len(body) > max_body:
+            raise DecodeError(f"the body has {len(body)} bytes, more than the {max_body} that are handled (max_body=)")
+        return decode(body)
+
+    return decode_bounded
 
 
 class Codec(Protocol):
@@ -104,7 +118,9 @@ class _BytesCodec:
 
     def encoder(self, payload_type: Any) -> Encode:
         def encode(payload: bytes) -> bytes:
-            if not isinstance(payload, bytes | bytearray | memoryview):
+            if type(payload) is bytes:
+                return payload
+            if not isinstance(payload, (bytes, bytearray, memoryview)):
                 raise EncodeError(f"expected bytes, got {type(payload).__name__}")
             return bytes(payload)
 

@@ -31,6 +31,8 @@ class Settings:
         concurrency: How many messages a subscription handles at once unless it says otherwise.
         prefetch: How many messages a subscription holds at most; 0 chooses from its concurrency.
         lease: For how many seconds a received message stays ours between two heartbeats.
+        max_body: The largest body in bytes. A larger one is refused at publish, and dead-lettered undecoded if it comes
+            from elsewhere; what the broker takes at most is a limit, too.
         publish_timeout: Seconds until an unconfirmed publish is given up.
         drain_timeout: Seconds that running handlers get to finish at shutdown.
         idempotency_url: The idempotency store's URL: ``redis:``, ``postgresql:`` or ``sqlite:``; None uses the embedded
@@ -45,6 +47,7 @@ class Settings:
     concurrency: int = 16
     prefetch: int = 0
     lease: float = 30.0
+    max_body: int = 64 * 1024 * 1024
     publish_timeout: float = 30.0
     drain_timeout: float = 30.0
     idempotency_url: BusURL | None = None
@@ -110,6 +113,7 @@ def _environment() -> type[Any]:
         concurrency: int = Field(16, ge=1, le=100_000)
         prefetch: int = Field(0, ge=0, le=100_000)
         lease: float = Field(30.0, ge=0.1, le=43_200, allow_inf_nan=False)
+        max_body: int = Field(64 * 1024 * 1024, ge=1)
         publish_timeout: float = Field(30.0, gt=0, allow_inf_nan=False)
         drain_timeout: float = Field(30.0, ge=0, allow_inf_nan=False)
         idempotency_url: BusURL | str | None = None

@@ -139,7 +139,11 @@ class Connections:
                 raise
             settings = self._settings
             publisher = Publisher(
-                adapter, timeout=settings.publish_timeout, clock=self._config.clock, middleware=self._middleware
+                adapter,
+                timeout=settings.publish_timeout,
+                max_body=settings.max_body,
+                clock=self._config.clock,
+                middleware=self._middleware,
             )
             prefix = f"{settings.namespace}." if settings.namespace else ""
             requester = Requester(

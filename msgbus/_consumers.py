@@ -118,7 +118,7 @@ def _handler(
         receiver.source,
         channel,
         registration.plans,
-        Rules(retry=options.retry, unknown=options.unknown, park=options.park),
+        Rules(retry=options.retry, max_body=settings.max_body, unknown=options.unknown, park=options.park),
         namespace=settings.namespace,
         capabilities=connection.adapter.capabilities,
         clock=clock,

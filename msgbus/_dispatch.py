@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from msgbus._backoff import Retry
 from msgbus._channel import Channel
-from msgbus._codec import Decode
+from msgbus._codec import Decode, bounded
 from msgbus._delivery import Controls, Delivery
 from msgbus._failure import Crashed, Expired, Failures, UnknownType, attempt_of
 from msgbus._idempotency import Guard, Undone
@@ -53,9 +55,10 @@ class Responder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How one subscription's messages are handled, from ``bus.on``'s arguments."""
+    """How one subscription's messages are handled, from ``bus.on``'s arguments and the settings."""
 
     retry: Retry
+    max_body: int
     unknown: Literal["dead-letter", "ignore"] = "dead-letter"
     park: bool = False
 
@@ -99,11 +102,11 @@ class Dispatcher:
         self._on_failure = on_failure
         slack = 0 if capabilities.delivery_count == "exact" else _GIVEN_BACK_SLACK
         self.limit = rules.retry.attempts + slack
-        plain = guard is None and responder is None and not middleware
+        plain = guard is None and not middleware
         self._routes = {
-            channel.type_names[t]: _route(channel.decoders[channel.type_names[t]], plan, in_thread, middleware, plain)
+            name: _route(bounded(channel.decoders[name], rules.max_body), plan, in_thread, middleware, plain)
             for plan in plans
-            for t in plan.types
+            for name in (channel.type_names[kind] for kind in plan.types)
         }
         self._only = next(iter(self._routes.values())) if len(channel.types) == 1 else None
         self.decoder = self._only.decode if self._only else None
@@ -111,23 +114,26 @@ class Dispatcher:
 
     async def handle(self, received: Received) -> Outcome | None:
         """Handle one message; return its outcome, or None when it is settled in another way."""
-        headers = received.headers
         attempt = 1
-        if received.deliveries > 1 or ATTEMPTS in headers:
-            attempt = attempt_of(received)
-            if attempt > self.limit:
-                return self.crashed(received, attempt)
-        if EXPIRES in headers and (outcome := self.expired(received, attempt)):
-            return outcome
+        if not received.plain:
+            headers = received.headers
+            if received.deliveries > 1 or ATTEMPTS in headers:
+                attempt = attempt_of(received)
+                if attempt > self.limit:
+                    return self.crashed(received, attempt)
+            if EXPIRES in headers and (outcome := self.expired(received, attempt)):
+                return outcome
         try:
-            route = self._only or self._route(headers)
+            route = self._only or self._route(received.headers)
             payload = route.decode(received.body)
         except DecodeError as exc:
             return self.undecodable(received, exc, attempt)
         try:
             if route.direct is None:
                 return await self._handle_fully(route, received, payload, attempt)
-            await route.direct(payload)
+            result = await route.direct(payload)
+            if self._responder is not None:
+                return self._responder.answer(received, self._responder.encode(result))
         except Undone as exc:
             return self.undone(received, exc)
         except Exception as exc:  # noqa: BLE001 - whatever a handler raises decides about its message
@@ -208,8 +214,7 @@ class Dispatcher:
 
     def expired(self, received: Received, attempt: int) -> Outcome | None:
         """Return what becomes of a message whose time is over; None while it is not."""
-        expires = parse_time(received.headers.get(EXPIRES))
-        if expires is None or expires.timestamp() > self._clock.now():
+        if _end(received.headers[EXPIRES]) > self._clock.now():
             return None
         if self._responder is not None:
             return Ack(received)  # the caller has gone
@@ -243,6 +248,13 @@ class Dispatcher:
                 else f"the message has no type (ce-type); {self._source} takes {taken}"
             )
         return route
+
+
+@lru_cache(maxsize=64)
+def _end(expires: str) -> float:
+    """Return an expiry in seconds since 1970; those of one moment often come together."""
+    time = parse_time(expires)
+    return math.inf if time is None else time.timestamp()
 
 
 def _route(

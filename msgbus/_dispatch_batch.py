@@ -83,9 +83,10 @@ class BatchDispatcher:
             return None
         payloads = _Batch()
         for received in batch:
-            headers = received.headers
-            if received.deliveries > 1 or ATTEMPTS in headers or EXPIRES in headers:
-                return None
+            if not received.plain:
+                headers = received.headers
+                if received.deliveries > 1 or ATTEMPTS in headers or EXPIRES in headers:
+                    return None
             try:
                 payloads.append(decode(received.body))
             except DecodeError:

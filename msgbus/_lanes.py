@@ -46,13 +46,15 @@ class Lanes:
         del self._lanes[key]
         return None
 
-    def leave(self, key: str, received: Received) -> bool:
-        """Take a message out that waits in its lane; False if it does not wait there."""
+    def leave(self, key: str, received: Received) -> list[Received]:
+        """Take a message out that waits in its lane, and all behind it; return them, none if it does not wait there."""
         lane = self._lanes.get(key)
         if lane is None or received not in lane.waiting:
-            return False
-        lane.waiting.remove(received)
-        return True
+            return []
+        left = list(lane.waiting)[lane.waiting.index(received) :]
+        for _ in left:
+            lane.waiting.pop()
+        return left
 
     def close(self, key: str) -> list[Received]:
         """Begin to give the running message of *key* back; return the others that go back behind it."""

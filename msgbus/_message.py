@@ -182,19 +182,24 @@ def format_time(time: datetime) -> str:
 
 
 class Stamps:
-    """Writes times since 1970 as RFC 3339 in UTC, to the millisecond; formatting is dear, and a batch shares it."""
+    """Writes times since 1970 as RFC 3339 in UTC, to the millisecond; formatting is dear, and a second shares it."""
 
     def __init__(self) -> None:
         self._millisecond = -1
         self._text = ""
+        self._second = -1
+        self._date = ""
 
     def __call__(self, time: float) -> str:
         """Return *time* as text."""
         millisecond = int(time * 1000)
         if millisecond != self._millisecond:
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._date = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+                self._second = second
+            self._text = f"{self._date}.{rest:03d}Z"
             self._millisecond = millisecond
-            moment = datetime.fromtimestamp(millisecond / 1000, UTC)
-            self._text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return self._text
 
 

@@ -1,40 +1,19 @@
-"""Publishing: encode, gather into batches, wait for each message's own confirmation, retry what can be retried."""
+"""Publishing: gather into batches, wait for each message's own confirmation, retry what can be retried."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from functools import partial
 
 from msgbus._backoff import RECONNECT
 from msgbus._batcher import Batcher
-from msgbus._channel import Channel
-from msgbus._delivery import Delivery
-from msgbus._message import (
-    CAUSATION_ID,
-    CONTENT_TYPE,
-    CORRELATION_ID,
-    EXPIRES,
-    ID,
-    KEY,
-    SOURCE,
-    SPECVERSION,
-    TIME,
-    TRACEPARENT,
-    TRACESTATE,
-    TYPE,
-    Message,
-    Stamps,
-    check_headers,
-    format_time,
-    new_id,
-)
-from msgbus._time import Clock, Duration, seconds
-from msgbus.adapter import Adapter, Address, Outgoing
+from msgbus._deadlines import Deadlines
+from msgbus._message import Message
+from msgbus._time import Clock
+from msgbus.adapter import Adapter, Outgoing
 from msgbus.errors import (
     BrokerUnavailable,
-    EncodeError,
     MessageTooLarge,
     MsgbusError,
     NotSent,
@@ -44,71 +23,13 @@ from msgbus.errors import (
     UnsupportedFeature,
 )
 
-__all__ = ["Cause", "Encoder", "PublishMiddleware", "Publisher"]
+__all__ = ["PublishMiddleware", "Publisher"]
 
 PublishMiddleware = Callable[[Message, Callable[[Message], Awaitable[None]]], Awaitable[None]]
-Cause = Delivery[Any] | Message
+Done = Callable[[BaseException | None], None]
 _WINDOW = 10_000
 """Messages that may be unconfirmed at once; whoever publishes more waits. Smaller throttles fast brokers, larger
 costs memory while a broker is away."""
-
-
-class Encoder:
-    """Turns payloads and options into messages on their way out.
-
-    Args:
-        service: Written as ``ce-source``.
-        clock: Tells the publish time.
-    """
-
-    def __init__(self, service: str, clock: Clock) -> None:
-        self._service = service
-        self._clock = clock
-        self._time = Stamps()
-        self._expiry = Stamps()
-
-    def __call__(
-        self,
-        channel: Channel[Any],
-        address: Address,
-        payload: Any,
-        *,
-        key: str | None = None,
-        delay: Duration = 0.0,
-        expires: Duration | datetime | None = None,
-        headers: Mapping[str, str] | None = None,
-        id: str | None = None,
-        correlation_id: str | None = None,
-        cause: Cause | None = None,
-    ) -> Outgoing:
-        """Return the outgoing message; raises `EncodeError` when something does not fit."""
-        kind, body = channel.encode(payload)
-        now = self._clock.now()
-        message_id = new_id() if id is None else _text("id", id)
-        wire = {
-            SPECVERSION: "1.0",
-            ID: message_id,
-            TYPE: kind,
-            SOURCE: self._service,
-            TIME: self._time(now),
-            CONTENT_TYPE: channel.codec.content_type,
-        }
-        if headers:
-            wire.update(check_headers(headers))
-        if key is None and channel.key_of is not None:
-            key = channel.key_of(payload)
-        if key is not None:
-            wire[KEY] = _text("key", key)
-        if expires is not None:
-            wire[EXPIRES] = _end(expires) if isinstance(expires, datetime) else self._after(expires, now)
-        if cause is not None:
-            _add_cause(wire, cause)
-        if correlation_id is not None:
-            wire[CORRELATION_ID] = _text("correlation_id", correlation_id)
-        return Outgoing(address, body, wire, message_id, key, seconds(delay, "delay=") if delay else 0.0)
-
-    def _after(self, expires: Duration, now: float) -> str:
-        return self._expiry(now + seconds(expires, "expires="))
 
 
 class Publisher:
@@ -117,12 +38,19 @@ class Publisher:
     Args:
         adapter: Where to.
         timeout: Seconds until an unconfirmed publish is given up.
+        max_body: The largest body in bytes, where the adapter takes larger ones.
         clock: The bus's.
         middleware: Called around each publish, outermost first.
     """
 
     def __init__(
-        self, adapter: Adapter, *, timeout: float, clock: Clock, middleware: Sequence[PublishMiddleware] = ()
+        self,
+        adapter: Adapter,
+        *,
+        timeout: float,
+        max_body: int,
+        clock: Clock,
+        middleware: Sequence[PublishMiddleware] = (),
     ) -> None:
         capabilities = adapter.capabilities
         self._adapter = adapter
@@ -130,13 +58,14 @@ class Publisher:
         self._clock = clock
         self._middleware = middleware
         self.max_batch = capabilities.max_batch
-        self._max_body = capabilities.max_body
+        self._max_body = min(capabilities.max_body, max_body)
         self._max_delay = capabilities.max_delay
         self._batcher: Batcher[_Pending] = Batcher(
             self._flush, max_batch=capabilities.max_batch, in_flight=capabilities.publish_window
         )
         self._unconfirmed = 0
         self._room = asyncio.Event()
+        self._posted: Deadlines[_Pending] = Deadlines(self._give_up)
 
     async def publish(self, outgoing: Outgoing) -> None:
         """Publish a message; return once the broker has confirmed it.
@@ -155,19 +84,55 @@ class Publisher:
             await self._room.wait()
         await self.submit(outgoing)
 
-    def start(self, outgoing: Outgoing) -> asyncio.Future[None]:
-        """Begin what `publish` does; the future tells what became of it. Cancelling it gives the message up."""
-        if self._middleware or self._unconfirmed >= _WINDOW:
-            return asyncio.ensure_future(self.publish(outgoing))
-        return self.submit(outgoing)
+    def start(self, outgoing: Outgoing, done: Done) -> asyncio.Future[None] | None:
+        """Begin what `publish` does; *done* is told what became of it.
+
+        Returns:
+            What can be cancelled to give the message up, unless that makes no difference any more.
+        """
+        if not self._middleware and self._unconfirmed < _WINDOW:
+            self.post(outgoing, done)
+            return None
+        publishing = asyncio.ensure_future(self.publish(outgoing))
+        publishing.add_done_callback(partial(_tell, done))
+        return publishing
 
     def submit(self, outgoing: Outgoing) -> asyncio.Future[None]:
         """Hand a message over without waiting for room in the window; the future tells what became of it."""
-        self.check(outgoing)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unconfirmed += 1
-        self._batcher.add(_Pending(outgoing, future))
+        self.post(outgoing, partial(_resolve, future))
         return future
+
+    def post(self, outgoing: Outgoing, done: Done) -> None:
+        """Hand a message over without waiting for room in the window; *done* is told what became of it."""
+        self.check(outgoing)
+        self._unconfirmed += 1
+        pending = _Pending(outgoing, done)
+        # What waits in the batcher was handed over before, and must not be overtaken.
+        if len(self._batcher) or not self._adapter.post(outgoing, partial(self._told, pending)):
+            self._batcher.add(pending)
+        else:
+            self._posted.add(pending, self._timeout)
+
+    def _told(self, pending: _Pending, error: PublishError | None) -> None:
+        """Take what the adapter says of a message that it was posted."""
+        if error is None or not error.retryable or pending.done is None:
+            self._finish(pending, error)
+        else:
+            pending.maybe_sent = not isinstance(error, NotSent)
+            self._batcher.add(pending)
+
+    def _give_up(self, pending: _Pending) -> None:
+        """Fail what was posted too long ago."""
+        self._finish(pending, self._timed_out(None, sent=True))
+
+    def _finish(self, pending: _Pending, error: Exception | None) -> None:
+        done, pending.done = pending.done, None
+        self._posted.discard(pending)
+        if done is not None:  # it was not given up before
+            self._unconfirmed -= 1
+            self._room.set()
+            done(error)
 
     async def publish_many(self, batches: AsyncIterable[list[Outgoing | MsgbusError]]) -> int:
         """Publish messages in batches, several under way at once; return how many.
@@ -209,30 +174,36 @@ class Publisher:
     async def aclose(self) -> None:
         """Wait for what is under way, then stop."""
         await self._batcher.drain()
+        while self._unconfirmed:
+            self._room.clear()
+            await self._room.wait()
+        self._posted.stop()
 
     async def _publish_batch(
         self, first: int, batch: Sequence[Outgoing | MsgbusError], failures: dict[int, MsgbusError]
     ) -> None:
-        good: list[tuple[int, Outgoing]] = []
+        outgoing: list[Outgoing] = []
+        indices: list[int] = []
         for index, item in enumerate(batch, first):
             try:
                 if isinstance(item, MsgbusError):
                     raise item
                 self.check(item)
-                good.append((index, item))
             except MsgbusError as exc:
                 failures[index] = exc
-        outgoing = [item for _, item in good]
+            else:
+                outgoing.append(item)
+                indices.append(index)
         try:
             if self._middleware:
                 results = await asyncio.gather(*map(self._caught, outgoing))
             else:
                 results = list(await self._confirm(outgoing))
         except MsgbusError as exc:  # the bus was closed meanwhile
-            failures.update({index: exc for index, _ in good})
+            failures.update(dict.fromkeys(indices, exc))
         else:
             if any(results):
-                failures.update({index: error for (index, _), error in zip(good, results, strict=True) if error})
+                failures.update({index: error for index, error in zip(indices, results, strict=True) if error})
 
     async def _caught(self, outgoing: Outgoing) -> PublishError | None:
         try:
@@ -253,29 +224,24 @@ class Publisher:
         await call(Message.from_wire(outgoing.body, outgoing.headers, outgoing.key))
 
     async def _flush(self, batch: list[_Pending]) -> None:
+        maybe_sent = {index for index, pending in enumerate(batch) if pending.maybe_sent}
         try:
-            results = await self._confirm([pending.outgoing for pending in batch])
+            results = await self._confirm([pending.outgoing for pending in batch], maybe_sent)
         except BaseException as exc:
+            error = exc if isinstance(exc, Exception) else NotSent("the bus was closed")
             for pending in batch:
-                if not pending.future.done():
-                    pending.future.set_exception(exc if isinstance(exc, Exception) else NotSent("the bus was closed"))
+                self._finish(pending, error)
             raise
-        finally:
-            self._unconfirmed -= len(batch)
-            self._room.set()
-        for pending, error in zip(batch, results, strict=True):
-            if pending.future.done():
-                continue  # the caller was cancelled
-            if error is None:
-                pending.future.set_result(None)
-            else:
-                pending.future.set_exception(error)
+        for pending, result in zip(batch, results, strict=True):
+            self._finish(pending, result)
 
-    async def _confirm(self, batch: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+    async def _confirm(
+        self, batch: Sequence[Outgoing], maybe_sent: set[int] | None = None
+    ) -> Sequence[PublishError | None]:
         """Publish until each message is confirmed, refused for good, or out of time."""
         results: list[PublishError | None] = [None] * len(batch)
         pending: Sequence[int] = range(len(batch))
-        maybe_sent: set[int] = set()
+        maybe_sent = maybe_sent or set()
         failures = 0
         try:
             async with asyncio.timeout(self._timeout):
@@ -333,9 +299,29 @@ class _Unavailable(NotSent):
         return error
 
 
-class _Pending(NamedTuple):
-    outgoing: Outgoing
-    future: asyncio.Future[None]
+class _Pending:
+    """A message on its way, and who is to be told what became of it."""
+
+    __slots__ = ("done", "maybe_sent", "outgoing")
+
+    def __init__(self, outgoing: Outgoing, done: Done) -> None:
+        self.outgoing = outgoing
+        self.done: Done | None = done
+        self.maybe_sent = False
+
+
+def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if future.done():
+        return  # the caller was cancelled
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _tell(done: Done, publishing: asyncio.Future[None]) -> None:
+    if not publishing.cancelled():
+        done(publishing.exception())
 
 
 async def _next_done(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
@@ -345,27 +331,6 @@ async def _next_done(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
         if not task.cancelled():
             task.result()
     return rest
-
-
-def _add_cause(wire: dict[str, str], cause: Cause) -> None:
-    message = cause.message if isinstance(cause, Delivery) else cause
-    wire[CAUSATION_ID] = message.id
-    wire[CORRELATION_ID] = message.correlation_id or message.id
-    for name in (TRACEPARENT, TRACESTATE):
-        if name in message.headers:
-            wire.setdefault(name, message.headers[name])
-
-
-def _text(option: str, value: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 512 or not value.isprintable():
-        raise EncodeError(f"{option}= takes 1 to 512 printable characters, got {value!r:.80}")
-    return value
-
-
-def _end(expires: datetime) -> str:
-    if expires.tzinfo is None:
-        raise EncodeError("expires= takes a datetime with a time zone, or a number of seconds")
-    return format_time(expires)
 
 
 def _wrap(

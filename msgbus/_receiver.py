@@ -88,8 +88,7 @@ class Receiver:
         self._handled: OrderedDict[str, None] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
         self._draining: asyncio.Timeout | None = None
-        self._hurried = False
-        self._ending = False
+        self._hurried = self._ending = False
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -114,6 +113,7 @@ class Receiver:
         if also is not None:
             self._spawn(also)
         self._fetcher = self._spawn(self._fetch())
+        self._subscription.deliver = self._deliver if self._lanes is None and not self.limits.batch else None
 
     async def drain(self, timeout: float) -> None:
         """Stop receiving, let handlers finish for *timeout* seconds, give the rest back uncounted, close."""
@@ -222,10 +222,17 @@ class Receiver:
                 continue
             if failures:
                 _log.info("%s: receiving again", self.source)
-                failures = 0
-                self.healthy = True
+                failures, self.healthy = 0, True
             if got:
                 self._admit(got)
+
+    def _deliver(self, received: Received) -> bool:
+        """Take a message straight to an idle worker; all that is out of the ordinary takes the usual way."""
+        stopped = self._ending or self._fetcher.done() or self._fetcher.cancelling()
+        full = not self._idle or len(self._live) >= self.limits.prefetch
+        if taken := not (stopped or full or self._ready or self._handled):
+            self._admit((received,))
+        return taken
 
     def _admit(self, got: Any) -> None:
         self.last_received = self._clock.now()
@@ -237,16 +244,13 @@ class Receiver:
             return
         for received in got:
             live[received] = None
-            if self._handled and self._forget_handled(received):
+            if self._handled and self._handled.pop(received.headers.get(ID, ""), self) is None:
                 self._settler.add(Ack(received))
                 continue
             if lanes is not None and (key := key_of(received)) is not None and not lanes.admit(key, received):
                 continue
             ready.append(received)
         self.wake(len(ready))
-
-    def _forget_handled(self, received: Received) -> bool:
-        return self._handled.pop(received.headers.get(ID, ""), self) is None
 
     def wake(self, count: int) -> None:
         """Wake up to *count* idle workers."""
@@ -387,10 +391,10 @@ class Receiver:
                 _log.warning("%s: a message's lease was lost while it was handled", self.source)
                 worker.interrupt(Interruption.LEASE_LOST)
                 return
-        back = Nack(received, counted=False)  # the adapter forgets it; the new owner is not disturbed
         if received in self._ready:
             self._ready.remove(received)
-            self.conclude(received, back)
-        elif self._lanes is not None and (key := key_of(received)) is not None and self._lanes.leave(key, received):
-            self._left.add(received)
-            self._settler.add(back)
+            self.conclude(received, Nack(received, counted=False))  # the new owner is not disturbed
+        elif self._lanes is not None and (key := key_of(received)) is not None:
+            left = self._lanes.leave(key, received)  # what waits behind it would run before it
+            self._left.update(left)
+            self._give_back(left)

@@ -7,11 +7,12 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from msgbus._backoff import RECONNECT
 from msgbus._channel import Answered
+from msgbus._deadlines import Deadlines
 from msgbus._failure import Crashed
 from msgbus._message import (
     CAUSATION_ID,
@@ -81,6 +82,7 @@ class Requester:
         self._opening = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._pending: dict[str, asyncio.Future[Received] | _Answers] = {}
+        self._deadlines: Deadlines[asyncio.Future[Received]] = Deadlines(_give_up)
         self.late = 0
 
     async def request(self, outgoing: Outgoing, timeout: float) -> Received:
@@ -91,24 +93,26 @@ class Requester:
             RemoteError: The responder failed.
             PublishError: The request was not sent.
         """
-        await self._address(outgoing)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Received] = loop.create_future()
+        self._address(outgoing, self._subscription or await self._open())
+        future: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
         self._pending[outgoing.id] = future
-        # One future for all that may happen, and a bare timer: much cheaper than a timeout around two awaits.
-        timer = loop.call_later(timeout, _time_out, future, outgoing.target, timeout)
+        # One future for all that may happen, and no timer of its own: much cheaper than a timeout around two awaits.
+        self._deadlines.add(future, timeout)
         try:
-            sending = self._publisher.start(outgoing)
-            sending.add_done_callback(partial(_check_sent, future))
+            sending = self._publisher.start(outgoing, partial(_not_sent, future))
             try:
                 answer = await future
             except BaseException:
-                sending.cancel()
+                if sending is not None:
+                    sending.cancel()
                 raise
+        except _Overdue:
+            text = f"no answer from {outgoing.target} within {timeout:g} s; it may still be handled"
+            raise RequestTimeout(text) from None
         finally:
-            timer.cancel()
+            self._deadlines.discard(future)
             del self._pending[outgoing.id]
-        if (error := remote_error(answer)) is not None:
+        if not answer.plain and (error := remote_error(answer)) is not None:
             raise error
         return answer
 
@@ -118,7 +122,7 @@ class Requester:
         Raises:
             PublishError: The request was not sent.
         """
-        await self._address(outgoing)
+        self._address(outgoing, self._subscription or await self._open())
         answers = self._pending[outgoing.id] = _Answers()
         try:
             with suppress(TimeoutError):
@@ -129,8 +133,7 @@ class Requester:
         finally:
             del self._pending[outgoing.id]
 
-    async def _address(self, outgoing: Outgoing) -> None:
-        subscription = self._subscription or await self._open()
+    def _address(self, outgoing: Outgoing, subscription: Subscription) -> None:
         outgoing.headers[REPLY_TO] = subscription.address
         outgoing.headers[CORRELATION_ID] = outgoing.id
 
@@ -149,6 +152,7 @@ class Requester:
                     raise UnsupportedFeature(self._adapter.name, "requests")
                 options = SubscribeOptions(prefetch=_PREFETCH, lease=self._lease)
                 subscription = await self._adapter.subscribe(self._source, options)
+                subscription.deliver = self._deliver
                 self._reader = asyncio.create_task(self._read(subscription))
                 self._reader.add_done_callback(self._ended)
                 self._subscription = subscription
@@ -160,11 +164,7 @@ class Requester:
             try:
                 answers = await subscription.receive(_PREFETCH, 5.0)
                 for received in answers:
-                    future = self._pending.get(received.headers.get(CORRELATION_ID, ""))
-                    if future is None or future.done():
-                        self.late += 1
-                    else:
-                        future.set_result(received)
+                    self._deliver(received)
                 if answers:
                     await subscription.settle([Ack(received) for received in answers])
             except BrokerUnavailable as exc:
@@ -174,6 +174,14 @@ class Requester:
                 await asyncio.sleep(RECONNECT.delay(failures))
             else:
                 failures = 0
+
+    def _deliver(self, received: Received) -> bool:
+        future = self._pending.get(received.correlation or received.headers.get(CORRELATION_ID, ""))
+        if future is None or future.done():
+            self.late += 1
+        else:
+            future.set_result(received)
+        return True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
@@ -211,6 +219,7 @@ class Replier:
         settle: Callable[[Outcome], None],
     ) -> None:
         self._channel = channel
+        self._type = f"{channel.name}.reply"
         self._publisher = publisher
         self._service = service
         self._clock = clock
@@ -239,42 +248,46 @@ class Replier:
         reply_to = request.get(REPLY_TO)
         if reply_to is None:
             return Ack(received)
-        message_id = new_id()
-        headers |= {
-            SPECVERSION: "1.0",
-            ID: message_id,
-            TYPE: f"{self._channel.name}.reply",
-            SOURCE: self._service,
-            TIME: self._time(self._clock.now()),
-        }
+        headers[SPECVERSION] = "1.0"
+        headers[ID] = message_id = new_id()
+        headers[TYPE] = self._type
+        headers[SOURCE] = self._service
+        headers[TIME] = self._time(self._clock.now())
         if ID in request:
             headers[CAUSATION_ID] = request[ID]
         if correlation := request.get(CORRELATION_ID) or request.get(ID):
             headers[CORRELATION_ID] = correlation
-        outgoing = Outgoing(Address(Kind.REPLY, reply_to), body, headers, message_id)
+        outgoing = Outgoing(_reply_address(reply_to), body, headers, message_id)
         try:
-            future = self._publisher.submit(outgoing)
+            self._publisher.post(outgoing, partial(self._sent, received))
         except PublishError as exc:
             detail = {"type": type(exc).__name__, "detail": f"the answer cannot be sent: {exc}"}
             return self._send(received, b"", {ERROR: json.dumps(detail)})
-        future.add_done_callback(lambda done: self._sent(received, done))
         return None
 
-    def _sent(self, received: Received, done: asyncio.Future[None]) -> None:
-        if not done.cancelled() and (error := done.exception()):
+    def _sent(self, received: Received, error: BaseException | None) -> None:
+        if error is not None:
             _log.info("an answer to %r was not delivered, its caller has gone: %s", self._channel.name, error)
         self._settle(Ack(received))
 
 
-def _check_sent(future: asyncio.Future[Received], sending: asyncio.Future[None]) -> None:
-    if not sending.cancelled() and (error := sending.exception()) and not future.done():
+@lru_cache(maxsize=256)
+def _reply_address(name: str) -> Address:
+    return Address(Kind.REPLY, name)
+
+
+def _not_sent(future: asyncio.Future[Received], error: BaseException | None) -> None:
+    if error is not None and not future.done():
         future.set_exception(error)
 
 
-def _time_out(future: asyncio.Future[Received], target: object, timeout: float) -> None:
+def _give_up(future: asyncio.Future[Received]) -> None:
     if not future.done():
-        text = f"no answer from {target} within {timeout:g} s; it may still be handled"
-        future.set_exception(RequestTimeout(text))
+        future.set_exception(_Overdue)
+
+
+class _Overdue(Exception):
+    """There was no answer in time."""
 
 
 def remote_error(answer: Received) -> RemoteError | None:

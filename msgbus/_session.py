@@ -9,13 +9,15 @@ from typing import Any, Generic, TypeVar
 
 from msgbus._channel import Channel
 from msgbus._chunks import chunks
+from msgbus._codec import bounded
 from msgbus._config import Settings
 from msgbus._connections import Connection, Connections
 from msgbus._consumers import check_registration, drain_all, start_receiver
 from msgbus._dispatch import ConsumeMiddleware
+from msgbus._encoder import Encoder
 from msgbus._guards import Guards
 from msgbus._names import check_name
-from msgbus._publisher import Encoder, PublishMiddleware
+from msgbus._publisher import PublishMiddleware
 from msgbus._receiver import Receiver
 from msgbus._registration import Registration, label_of
 from msgbus._requests import remote_error
@@ -104,10 +106,13 @@ class Session:
     async def open(self, registrations: Sequence[Registration]) -> None:
         """Connect, and declare what the handlers consume."""
         await self._connections.open_default()
+        sources: dict[Connection, list[Source]] = {}
         for registration in registrations:
             connection = await self._connections.get(registration.channel.name)
             check_registration(registration, connection, self.settings)
-            await connection.declare(sources=[registration.source(self.settings.namespace)])
+            sources.setdefault(connection, []).append(registration.source(self.settings.namespace))
+        for connection, wanted in sources.items():
+            await connection.declare(sources=wanted)
         await self.guards.open(registrations)
 
     async def start(self, registrations: Sequence[Registration], *, only: frozenset[str]) -> None:
@@ -178,10 +183,11 @@ class Session:
 
     async def request(self, channel: Any, payload: Any, timeout: float, options: Mapping[str, Any]) -> Any:
         """Send a request; return the decoded answer."""
-        outgoing, connection = await self._request(channel, payload, timeout, options)
+        connection, address = self._targets.get(channel) or await self._target(channel)
+        outgoing = self._request(channel, address, payload, timeout, options)
         answer = await connection.requester.request(outgoing, timeout)
         try:
-            return channel.decode_reply(answer.body)
+            return self._decode_reply(channel)(answer.body)
         except DecodeError as exc:
             raise DecodeError(f"the answer of {channel!r} does not fit: {exc}") from exc
 
@@ -189,15 +195,17 @@ class Session:
         self, channel: Any, payload: Any, timeout: float, quorum: int | None, options: Mapping[str, Any]
     ) -> Gathered[Any]:
         """Send a request to every group; return the decoded answers."""
-        outgoing, connection = await self._request(channel, payload, timeout, options)
+        connection, address = self._targets.get(channel) or await self._target(channel)
+        outgoing = self._request(channel, address, payload, timeout, options)
         gathered: Gathered[Any] = Gathered([], [])
+        decode = self._decode_reply(channel)
 
         def is_enough(answer: Received) -> bool:
             if (error := remote_error(answer)) is not None:
                 gathered.errors.append(error)
                 return False
             try:
-                gathered.replies.append(channel.decode_reply(answer.body))
+                gathered.replies.append(decode(answer.body))
             except DecodeError as exc:
                 gathered.errors.append(exc)
             return len(gathered.replies) == quorum
@@ -205,13 +213,15 @@ class Session:
         await connection.requester.gather(outgoing, timeout, is_enough)
         return gathered
 
-    async def _request(
-        self, channel: Any, payload: Any, timeout: float, options: Mapping[str, Any]
-    ) -> tuple[Outgoing, Connection]:
-        if refused := {"delay", "expires", "correlation_id"} & options.keys():
+    def _decode_reply(self, channel: Any) -> Callable[[bytes], Any]:
+        return bounded(channel.decode_reply, self.settings.max_body)
+
+    def _request(
+        self, channel: Any, address: Address, payload: Any, timeout: float, options: Mapping[str, Any]
+    ) -> Outgoing:
+        if options and (refused := {"delay", "expires", "correlation_id"} & options.keys()):
             raise EncodeError(f"a request takes no {min(refused)}=: it is answered within its timeout or not")
-        connection, address = self._targets.get(channel) or await self._target(channel)
-        return self.encode(channel, address, payload, expires=timeout, **options), connection
+        return self.encode(channel, address, payload, expires=timeout, **options)
 
     async def _target(self, channel: Channel[Any]) -> tuple[Connection, Address]:
         connection = await self._connections.get(channel.name)

@@ -25,6 +25,8 @@ class Kind(StrEnum):
     REPLY = "reply"
     """One process's private, temporary place for answers; the adapter may drop it when the process is gone."""
 
+    __hash__ = str.__hash__  # the same for equal ones, without a call of Enum's own in every look-up of an address
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -113,6 +115,10 @@ class Received:
         position: Where it is in the broker's log (offset, sequence number), or None.
         receipt: The adapter's own handle.
         raw: The client library's own message, for `Delivery.raw`.
+        plain: True vouches that it was not handed out before and has neither of the headers that say how often it was
+            tried and when it expires, so that an adapter need not decode headers that nobody asks for. Of an answer it
+            vouches that the responder did not fail.
+        correlation: Of an answer: which request it is for, where that is known without decoding the headers.
     """
 
     body: bytes
@@ -124,6 +130,8 @@ class Received:
     position: int | str | None = None
     receipt: Any = None
     raw: Any = None
+    plain: bool = False
+    correlation: str | None = None
 
 
 @dataclass(slots=True, eq=False)

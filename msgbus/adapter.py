@@ -12,13 +12,26 @@ its URL scheme in the entry-point group ``msgbus.adapters``. `docs/write-an-adap
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from msgbus._message import ATTEMPTS, CONTENT_TYPE, CORRELATION_ID, DEAD, ID, KEY, REPLY_TO, SOURCE, TIME, TYPE
+from msgbus._message import (
+    ATTEMPTS,
+    CONTENT_TYPE,
+    CORRELATION_ID,
+    DEAD,
+    ERROR,
+    EXPIRES,
+    ID,
+    KEY,
+    REPLY_TO,
+    SOURCE,
+    TIME,
+    TYPE,
+)
 from msgbus._names import escape_name, is_pattern, match_name, pattern_regex, unescape_name
 from msgbus._time import Clock, SystemClock
 from msgbus._url import BusURL, parse_options
@@ -30,6 +43,8 @@ __all__ = [
     "CONTENT_TYPE",
     "CORRELATION_ID",
     "DEAD",
+    "ERROR",
+    "EXPIRES",
     "ID",
     "KEY",
     "REPLY_TO",
@@ -274,6 +289,22 @@ class Adapter(ABC):
             BrokerUnavailable: No message of the batch was sent.
         """
 
+    def post(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:
+        """Send one message at once, if that is possible without waiting for anything.
+
+        A short cut past `publish`, whose batches, tasks and turns of the event loop show where one message is all
+        there is: a request, say. An adapter that gains nothing by it does not have it.
+
+        Args:
+            outgoing: The message.
+            done: Called exactly once, in a later turn, with what `publish` would return for the message. It must not
+                raise.
+
+        Returns:
+            False if the message was not taken: then *done* is never called, and the core calls `publish`.
+        """
+        return False
+
     @abstractmethod
     async def subscribe(self, source: Source, options: SubscribeOptions) -> Subscription:
         """Start consuming *source* (which was declared, but for REPLY addresses: those are made here)."""
@@ -309,6 +340,12 @@ class Subscription(ABC):
 
     address: str = ""
     """On a REPLY source: the name others publish answers to."""
+    deliver: Callable[[Received], bool] | None = None
+    """Set by the core, to be offered a message the moment it comes in, where nothing waits before it.
+
+    It is a short cut past `receive`, which an adapter need not take. True says that the message is taken, as if
+    `receive` had returned it; on a REPLY source it is settled by that, too. False leaves it to `receive`.
+    """
 
     @abstractmethod
     async def receive(self, limit: int, wait: float) -> Sequence[Received]:

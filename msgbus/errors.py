@@ -180,17 +180,17 @@ class NotSent(PublishError):
 
 
 class MessageTooLarge(NotSent):
-    """The body is over the adapter's maximum.
+    """The body is over the maximum of the adapter or of the settings.
 
     Args:
         size: The body's size in bytes.
-        limit: The adapter's maximum in bytes.
+        limit: The maximum in bytes.
     """
 
     def __init__(self, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(f"the message has {size} bytes, the adapter takes at most {limit}")
+        super().__init__(f"the message has {size} bytes, at most {limit} are taken")
 
 
 class Unroutable(NotSent):

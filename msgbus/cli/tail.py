@@ -108,8 +108,8 @@ async def _listen(session: Session, channel: Channel[Any], start: Start | None, 
         start = "latest" if start is None else start  # a log's new group may begin at its first message
     elif start is not None:
         raise UnsupportedFeature(adapter.name, "replay", f"{channel!r} can only be read from now on")
-    await connection.declare(sources=[source])
     try:
+        await connection.declare(sources=[source])
         lease = session.settings.lease
         await _receive(connection, source, SubscribeOptions(prefetch=_PAGE, lease=lease, start=start), show)
     finally:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 from msgbus._bus import Bus
 from msgbus._channel import Channel
 from msgbus._dead_letters import DeadLetterBox, DeadMessage
+from msgbus._encoder import Encoder
 from msgbus._message import Message
-from msgbus._publisher import Encoder
 from msgbus._session import Session
 from msgbus._time import Clock, Duration, seconds
 from msgbus.adapter import Address, Outgoing, Stats

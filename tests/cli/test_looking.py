@@ -94,6 +94,31 @@ def test_tail_of_a_queue_is_refused_where_the_broker_cannot_be_browsed(cli, monk
     assert done.stderr.startswith("msgbus: error: the sqlite adapter does not support browse")
 
 
+def test_tail_that_is_ended_while_it_makes_its_group_removes_it(cli, project):
+    code = """
+import asyncio, os, signal
+from msgbus_sqlite import SQLiteAdapter
+from msgbus.cli import main
+
+declare = SQLiteAdapter.declare
+
+async def declare_and_be_ended(self, topology):
+    await declare(self, topology)
+    if topology.sources:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+SQLiteAdapter.declare = declare_and_be_ended
+main()
+"""
+    (project / "tail.py").write_text(code)
+    cli("publish", "order.placed", "0")
+    before = sources(project)
+    with WorkerProcess([sys.executable, "tail.py", "tail", "order.placed"], cwd=project) as tail:
+        assert tail.wait() == 130, tail.lines
+    assert sources(project) == before
+
+
 def test_tail_says_that_its_group_stays_where_it_cannot_be_removed(cli, start, project):
     code = (
         "from dataclasses import replace; from msgbus_sqlite import SQLiteAdapter as A; "

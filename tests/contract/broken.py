@@ -312,6 +312,26 @@ class LeavesATask(Broken):
         self._forgotten = asyncio.create_task(asyncio.sleep(3600))
 
 
+class BeginsTasks(Broken):
+    """Not broken: it only has another task at every moment, as long as it is open."""
+
+    async def open(self):
+        await super().open()
+        self._turning = asyncio.create_task(self._turn())
+
+    async def _turn(self):
+        while True:
+            other = asyncio.create_task(asyncio.sleep(3600))
+            try:
+                await asyncio.sleep(0)
+            finally:
+                other.cancel()
+
+    async def aclose(self):
+        self._turning.cancel()
+        await super().aclose()
+
+
 class BrowsesUndeclared(Broken):
     capabilities = replace(MemoryAdapter.capabilities, browse=False)
 

@@ -25,7 +25,7 @@ from msgbus import (
     Topic,
 )
 from msgbus.adapter import DeadLetter, Nack, Outgoing, Received, Subscription
-from msgbus.errors import AlreadySettled, HandlerError, LeaseLost, MsgbusError
+from msgbus.errors import AlreadySettled, DecodeError, HandlerError, LeaseLost, MessageTooLarge, MsgbusError
 from tests.core.support import Order, eventually, run
 
 orders = Queue("orders", Order)
@@ -322,6 +322,99 @@ def test_a_dead_letter_that_got_lost_frees_nothing() -> None:
     run(main())
 
     assert seen == ["bad", "bad", "2", "3"]
+
+
+class LosesALease(LosesItsConnection):
+    """Loses the lease of the second message that it holds, once: it comes again at once."""
+
+    async def settle(self, outcomes: Any) -> Any:
+        return [
+            LeaseLost("it ended") if outcome.received in self.lost else (await self.inner.settle([outcome]))[0]
+            for outcome in outcomes
+        ]
+
+    async def extend(self, received: Any, seconds: float) -> Any:
+        if len(received) == 3 and not self.lost:
+            self.lost = [received[1]]
+            await self.inner.settle([Nack(received[1], counted=False)])
+            return [None, LeaseLost("it ended"), None]
+        return await self.inner.extend(received, seconds)
+
+
+def test_what_waits_behind_a_lost_lease_does_not_run_before_it() -> None:
+    """A message that lost its lease in its lane comes again, and what was received after it is handled after it."""
+    bus, seen, go = Bus("memory://lease", concurrency=8, lease=0.3), [], asyncio.Event()
+
+    @bus.on(keyed)
+    async def handle(order: Order) -> None:
+        seen.append(order.id)
+        await go.wait()
+
+    async def main() -> None:
+        subscriptions = []
+        async with bus:
+            (connection,) = bus._open._connections
+            subscribe = connection.adapter.subscribe
+
+            async def subscribed(*args: Any) -> Subscription:
+                subscriptions.append(LosesALease(await subscribe(*args)))
+                return subscriptions[0]
+
+            vars(connection.adapter)["subscribe"] = subscribed
+            await bus.send_many(keyed, [Order(id=name) for name in ("1", "2", "3")])
+            await bus.start()
+            await eventually(lambda: subscriptions[0].lost)
+            await eventually(lambda: len(subscriptions[0].out) >= 4)
+            go.set()
+            await eventually(lambda: len(seen) == 3)
+
+    run(main())
+
+    assert seen == ["1", "2", "3"]
+
+
+class Vouches(LosesItsConnection):
+    """Vouches for all that it hands out, whose headers cannot be read."""
+
+    async def receive(self, limit: int, wait: float) -> Any:
+        got = await self.inner.receive(limit, wait)
+        for received in got:
+            received.plain, received.headers = True, None
+        return got
+
+
+@pytest.mark.parametrize("batch", [None, 10])
+def test_what_an_adapter_vouches_for_is_handled_unread(batch: int | None) -> None:
+    """Nobody asks for the headers of a message that has no attempts behind it and does not expire."""
+    bus, seen = Bus("memory://vouched"), []
+
+    async def main() -> None:
+        if batch:
+            bus.on(orders, batch=batch)(seen_all)
+        else:
+            bus.on(orders)(seen_one)
+        async with bus:
+            (connection,) = bus._open._connections
+            subscribe = connection.adapter.subscribe
+
+            async def subscribed(*args: Any) -> Subscription:
+                return Vouches(await subscribe(*args))
+
+            vars(connection.adapter)["subscribe"] = subscribed
+            await bus.send_many(orders, [Order(id=str(number)) for number in range(3)])
+            await bus.start()
+            await eventually(lambda: len(seen) == 3)
+            await eventually(lambda: bus._open.receivers["orders"].held == 0)
+
+    async def seen_one(order: Order) -> None:
+        seen.append(order.id)
+
+    async def seen_all(batch: list[Order]) -> None:
+        seen.extend(order.id for order in batch)
+
+    run(main())
+
+    assert seen == ["0", "1", "2"]
 
 
 def test_an_overlong_handler_is_cancelled_and_its_attempt_counts() -> None:
@@ -675,7 +768,7 @@ def test_request_reply_answers_and_reports_failures() -> None:
             return "not a dict"  # type: ignore[return-value]
         return {"price": order.total}
 
-    from msgbus.errors import DecodeError, EncodeError, RemoteError, RequestTimeout
+    from msgbus.errors import EncodeError, RemoteError, RequestTimeout
 
     async def main() -> None:
         async with TestBus(bus) as t:
@@ -723,5 +816,60 @@ def test_publish_middleware_around_a_request_ends_in_its_own_time() -> None:
             assert ended == []
             answered.set()
             await eventually(lambda: ended == ["Order"])
+
+    run(main())
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_what_is_larger_than_handled_is_dead_lettered_undecoded(batch: int) -> None:
+    """A body over max_body= is refused at publish, and before it is decoded if it comes from elsewhere."""
+    bus = Bus("memory://", max_body=100)
+    words: Queue[str] = Queue("words", str)
+    seen: list[str] = []
+
+    if batch:
+
+        @bus.on(words, batch=batch)
+        async def take(batch: list[str]) -> None:
+            seen.extend(batch)
+    else:
+
+        @bus.on(words)
+        async def handle(word: str) -> None:
+            seen.append(word)
+
+    async def main() -> None:
+        async with TestBus(bus) as t:
+            with pytest.raises(MessageTooLarge, match="101 bytes, at most 100 are taken"):
+                await bus.send(words, "x" * 101)
+            await bus.send(words, "y" * 100)
+            await inject(bus, words, b"z" * 101)
+            await t.drain()
+
+            assert seen == ["y" * 100]
+            (dead,) = t.dead_letters(words)
+            assert dead.report.reason == "undecodable"
+            assert dead.report.detail == "the body has 101 bytes, more than the 100 that are handled (max_body=)"
+
+    run(main())
+
+
+def test_an_answer_larger_than_handled_is_an_error() -> None:
+    """The caller is told, and decodes nothing."""
+    bus = Bus("memory://bodies", max_body=100)
+    echo: RequestReply[str, str] = RequestReply("echo", str, str)
+
+    async def main() -> None:
+        responder = Bus("memory://bodies", max_body=1000)
+
+        @responder.on(echo)
+        async def answer(count: str) -> str:
+            return "x" * int(count)
+
+        async with bus, responder:
+            await responder.start()
+            assert await bus.request(echo, "100") == "x" * 100
+            with pytest.raises(DecodeError, match="the body has 101 bytes, more than the 100"):
+                await bus.request(echo, "101")
 
     run(main())

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from msgbus import Bus, Delivery, Message, Queue, TestBus, Topic
-from msgbus._publisher import Encoder, Publisher
+from msgbus._encoder import Encoder
+from msgbus._publisher import Publisher
 from msgbus._time import SystemClock
 from msgbus.adapter import Adapter, AdapterConfig, BusURL, Capabilities, Outgoing, Stats, Subscription, Topology
 from msgbus.errors import (
@@ -72,7 +73,7 @@ def outgoing(id: str, body: bytes = b"x", delay: float = 0.0) -> Outgoing:
 
 def publisher(script: Script, timeout: float = 5.0) -> tuple[Publisher, Scripted]:
     adapter = Scripted(script)
-    return Publisher(adapter, timeout=timeout, clock=SystemClock()), adapter
+    return Publisher(adapter, timeout=timeout, max_body=1 << 30, clock=SystemClock()), adapter
 
 
 def test_each_message_gets_its_own_result() -> None:
@@ -161,7 +162,7 @@ def test_what_the_adapter_cannot_take_is_refused_before_it_is_sent() -> None:
 
     async def main() -> None:
         publish, adapter = publisher([])
-        with pytest.raises(MessageTooLarge, match="101 bytes, the adapter takes at most 100"):
+        with pytest.raises(MessageTooLarge, match="101 bytes, at most 100 are taken"):
             await publish.publish(outgoing("1", b"x" * 101))
         with pytest.raises(UnsupportedFeature, match="a delay of 61 s: its longest is 60 s"):
             await publish.publish(outgoing("1", delay=61))

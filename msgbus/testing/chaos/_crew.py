@@ -148,7 +148,7 @@ class LocalCrew(Crew):
 
     def __init__(self, setup: Setup, size: int, journal: Journal, recorder: Recorder) -> None:
         super().__init__(setup, size, journal, recorder)
-        self._buses: dict[str, tuple[Bus, Effects]] = {}
+        self._buses: dict[str, tuple[Bus, Effects, Recorder]] = {}
 
     async def start(self) -> None:
         while len(self._buses) < self._size:
@@ -170,15 +170,17 @@ class LocalCrew(Crew):
     async def _hire(self) -> None:
         name = self._name()
         effects = Effects(Path(self._setup.folder))
-        bus = recording_bus(self._setup, self._setup.recorder(name), effects)
+        recorder = self._setup.recorder(name)
+        bus = recording_bus(self._setup, recorder, effects)
         await bus.__aenter__()
-        self._buses[name] = bus, effects
+        self._buses[name] = bus, effects, recorder
         await bus.start()
 
     async def _end(self, name: str) -> None:
-        bus, effects = self._buses.pop(name)
+        bus, effects, recorder = self._buses.pop(name)
         await bus.__aexit__()
         effects.close()
+        recorder.close()
 
 
 def _was_ready(worker: WorkerProcess) -> bool:

@@ -117,6 +117,10 @@ class Recorder:
         """Record something that must not be; the check fails with it."""
         self._journal.write(EventKind.COMPLAINT, detail=text, **details)
 
+    def close(self) -> None:
+        """Close the journal, once its bus has ended. May be called again."""
+        self._journal.close()
+
     async def note_dead(self, bus: Bus, channel: Channel[Any], group: str | None = None) -> None:
         """Record what is among the dead letters of a subscription: when all has come to rest, before the check.
 
