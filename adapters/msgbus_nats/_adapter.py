@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import ClassVar
 
 from nats.aio.client import Client
@@ -42,7 +43,7 @@ from msgbus.errors import (
 from msgbus_nats._answers import Tools
 from msgbus_nats._confirms import Confirms, Job, Mode
 from msgbus_nats._errors import Busy
-from msgbus_nats._headers import encode_headers
+from msgbus_nats._headers import MESSAGE_ID, encode_headers
 from msgbus_nats._inspect import Inspector
 from msgbus_nats._keyed import KeyedSubscription
 from msgbus_nats._link import Link
@@ -142,17 +143,48 @@ class NatsAdapter(Adapter):
             except ValueError as exc:  # a header or a channel that cannot be mapped
                 results[index] = PublishRejected(str(exc))
         if jobs:
-            for index, error in zip(places, await self._confirms.publish(jobs), strict=True):
+            errors = await self._confirms.publish(jobs)
+            for index, error in zip(places, errors, strict=True) if any(errors) else ():
                 results[index] = error
                 if type(error) is Unroutable:
                     results[index] = await self._why_unroutable(batch[index], error)
         return results
+
+    def post(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:
+        """See `Adapter.post`."""
+        if self._closed:
+            return False
+        try:
+            job = self._job(outgoing)
+        except (PublishError, ValueError):
+            return False  # `publish` says so
+
+        job.done = done if job.mode is not Mode.STORED else partial(self._stored, outgoing, done)
+        return self._confirms.post(job)
+
+    def _stored(
+        self, outgoing: Outgoing, done: Callable[[PublishError | None], None], error: PublishError | None
+    ) -> None:
+        if type(error) is Unroutable:
+            self._link.spawn(self._explain(outgoing, error, done))
+        else:
+            done(error)
+
+    async def _explain(
+        self, outgoing: Outgoing, error: PublishError, done: Callable[[PublishError | None], None]
+    ) -> None:
+        try:
+            error = await self._why_unroutable(outgoing, error)
+        finally:
+            done(error)
 
     def _job(self, outgoing: Outgoing) -> Job:
         target = outgoing.target
         if isinstance(target, Source):
             place = self._names.place(target.address)
             subject = self._names.direct(target, outgoing.channel)
+        elif target.kind is Kind.REPLY:  # anybody's inbox: as good as always a new one
+            return Job(target.name, outgoing.body, encode_headers(outgoing.headers), Mode.HEARD)
         else:
             place = self._names.place(target)
             subject = place.subject
@@ -168,7 +200,7 @@ class NatsAdapter(Adapter):
         if isinstance(target, Address):
             # Replays and retries are meant to be stored although their id was stored before.
             attempt = outgoing.headers.get(ATTEMPTS)
-            instructions["Nats-Msg-Id"] = f"{outgoing.id}@{target.name}{f':{attempt}' if attempt else ''}"
+            instructions[MESSAGE_ID] = f"{outgoing.id}@{target.name}{f':{attempt}' if attempt else ''}"
         if outgoing.delay:
             if not place.later or self._link.version < SCHEDULES_SINCE:
                 why = "delayed publishing needs nats-server 2.12" if place.later else "its stream is joined"
@@ -176,7 +208,7 @@ class NatsAdapter(Adapter):
             due = datetime.fromtimestamp(self.config.clock.now() + outgoing.delay, UTC)
             instructions["Nats-Schedule"] = f"@at {due.isoformat(timespec='microseconds').replace('+00:00', 'Z')}"
             instructions["Nats-Schedule-Target"] = subject
-            subject = place.later.replace("{}", unique(instructions.get("Nats-Msg-Id", outgoing.id)))
+            subject = place.later.replace("{}", unique(instructions.get(MESSAGE_ID, outgoing.id)))
         return Job(subject, outgoing.body, encode_headers(outgoing.headers, instructions), Mode.STORED)
 
     def _own_reply(self, outgoing: Outgoing) -> str:
@@ -276,5 +308,5 @@ def _capabilities(options: NatsOptions, max_payload: int) -> Capabilities:
         max_body=_max_body(max_payload),
         max_batch=500,
         max_settle=1000,
-        publish_window=32,
+        publish_window=5,  # what fills the window of unconfirmed messages, and what waits to go on
     )

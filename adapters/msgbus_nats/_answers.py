@@ -12,7 +12,7 @@ from msgbus.adapter import Ack, Clock, DeadLetter, Nack, Outcome, Source
 from msgbus.errors import BrokerError, BrokerUnavailable, SettleError
 from msgbus_nats._client import frame
 from msgbus_nats._confirms import Confirms, Job, Mode
-from msgbus_nats._headers import carried, encode_headers
+from msgbus_nats._headers import MESSAGE_ID, carried, encode_headers
 from msgbus_nats._link import Link
 from msgbus_nats._names import Names
 from msgbus_nats._topology import Provisioner, nanoseconds
@@ -68,7 +68,7 @@ class Answers:
             return await self._send_twice(answers)
         written = False
         try:
-            self._tools.link.use().write([frame(reply, payload) for reply, payload in answers])
+            self._tools.link.use().write(*[frame(reply, payload) for reply, payload in answers])
             written = True
             await self._tools.link.sync()
         except (BrokerError, errors.Error) as exc:
@@ -93,7 +93,7 @@ class Answers:
             subject = self._tools.names.dead_subject(self._source, grave.received.channel)
             receipt = grave.received.receipt
             # One dead letter for each time the message was stored, however often this is tried.
-            instructions = {} if receipt is None else {"Nats-Msg-Id": f"{subject}:{receipt.seq}:{receipt.time}"}
+            instructions = {} if receipt is None else {MESSAGE_ID: f"{subject}:{receipt.seq}:{receipt.time}"}
             jobs.append(
                 Job(subject, grave.received.body, encode_headers(carried(grave.headers), instructions), Mode.STORED)
             )

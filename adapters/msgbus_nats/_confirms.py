@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -39,11 +39,13 @@ _FORBIDDEN = re.compile(r'permissions violation for publish to "(.+?)"')
 _MOST = 2_000
 """Messages that may be unconfirmed at once. Fewer idle while confirmations travel; more make a slow server slower,
 until it confirms after the timeout what was sent again already."""
-_CHUNK = 64 * 1024
-"""Bytes that are written at once. Smaller costs system calls, larger lets the server wait for us."""
+_CHUNK = 256 * 1024
+"""Bytes that are written at once. Smaller wakes the server more often, which takes the processor from us each time."""
 _SILENCE = 0.01
 """Seconds before the server is asked whether it has read what nobody confirms: nobody waits for that but the window
 of unconfirmed messages, and many share a question. A request without responders is refused at once nevertheless."""
+_NOBODY = b"NATS/1.0 503"
+"""How the header block begins by which the server says that nobody takes a subject."""
 _UNSAFE = re.compile(r"[\s\x00]")
 """What would end a subject, and begin another command, on the wire."""
 _REMEMBERED = 10_000
@@ -63,7 +65,7 @@ class Mode(Enum):
     """Nobody: whoever listens gets it."""
 
 
-_UNCONFIRMED = frozenset({Mode.HEARD, Mode.CAST})
+_UNCONFIRMED = (Mode.HEARD, Mode.CAST)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +79,9 @@ class Job:
         mode: Who confirms it.
         reply_to: On requests, the reply address it names, so that plain answers find their way, too.
         id: The message's id.
+        done: Called once with what became of it.
+        batch: Told so instead.
+        number: By which its confirmation names it.
     """
 
     subject: str
@@ -85,31 +90,32 @@ class Job:
     mode: Mode
     reply_to: str = ""
     id: str = ""
+    done: Callable[[PublishError | None], None] | None = None
+    batch: _Batch | None = None
+    number: int = -1
 
 
 class _Batch:
     """The jobs of one call, and what became of them."""
 
-    __slots__ = ("done", "first", "jobs", "left", "open", "results", "silence")
+    __slots__ = ("done", "errors", "jobs", "left", "silence")
 
-    def __init__(self, jobs: Sequence[Job], first: int) -> None:
+    def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
-        self.first = first
         self.left = len(jobs)
-        self.open = [True] * len(jobs)
-        self.results: list[PublishError | None] = [None] * len(jobs)
+        self.errors: dict[Job, PublishError] = {}
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.silence: asyncio.Future[None] | None = None
+        for job in jobs:
+            job.batch = self
 
-    def resolve(self, index: int, error: PublishError | None) -> bool:
-        if not self.open[index]:
-            return False
-        self.open[index] = False
-        self.results[index] = error
+    def take(self, job: Job, error: PublishError | None) -> None:
+        job.batch = None  # or they would keep each other alive
+        if error is not None:
+            self.errors[job] = error
         self.left -= 1
         if not self.left and not self.done.done():
             self.done.set_result(None)
-        return True
 
 
 class Confirms:
@@ -139,9 +145,11 @@ class Confirms:
         self._prefix = f"{link.inbox}.a."
         self._next = 0
         self._batches: dict[_Batch, float] = {}
-        self._pending: dict[int, tuple[_Batch, int]] = {}
-        self._asked: dict[str, int] = {}
+        self._pending: dict[int, Job] = {}
+        self._asked: dict[str, Job] = {}
         self._requests: OrderedDict[int, tuple[str, str]] = OrderedDict()
+        self._posted: list[int] = []
+        self._older: deque[tuple[float, list[int]]] = deque()
         self._bytes = 0
         self._room = asyncio.Event()
         self._storing = asyncio.Lock()
@@ -151,19 +159,22 @@ class Confirms:
     async def attach(self, client: Client) -> None:
         """Listen for confirmations on a new connection."""
         del client
-        await self._link.subscribe(f"{self._prefix}*", self._answered)
+        await self._link.subscribe(f"{self._prefix}*", self._answered, stored=self._stored)
 
     def detach(self) -> None:
         """Give up on all that is unconfirmed: the core publishes it again with the same ids."""
-        for number in list(self._pending):
-            self._resolve(number, Unconfirmed("the connection was lost before the server confirmed the message"))
+        for job in list(self._pending.values()):
+            self._settle(job, Unconfirmed("the connection was lost before the server confirmed the message"))
 
     def tick(self) -> None:
         """Give up on what is overdue."""
-        text = f"the server did not confirm the message within {self._timeout:g} s"
-        for batch in [batch for batch, deadline in self._batches.items() if deadline < self._link.ticked]:
-            for index in range(len(batch.jobs)):
-                self._settle(batch, index, Unconfirmed(text))
+        text, now = f"the server did not confirm the message within {self._timeout:g} s", self._link.ticked
+        for batch in [batch for batch, deadline in self._batches.items() if deadline < now]:
+            for job in batch.jobs:
+                self._settle(job, Unconfirmed(text))
+        while self._older and (self._older[0][0] < now or not any(n in self._pending for n in self._older[0][1])):
+            for job in self._unsettled(self._older.popleft()[1]):
+                self._settle(job, Unconfirmed(text))
 
     async def publish(self, jobs: Sequence[Job]) -> list[PublishError | None]:
         """Publish *jobs*; return what became of each.
@@ -172,8 +183,7 @@ class Confirms:
             BrokerUnavailable: None was sent.
         """
         client = self._link.use()
-        batch = _Batch(jobs, self._next)
-        self._next += len(jobs)
+        batch = _Batch(jobs)
         try:
             stored = any(job.mode is Mode.STORED for job in jobs)
             # One call's messages are in the stream before the next one's. Requests do not wait for room with them.
@@ -186,116 +196,151 @@ class Confirms:
             if batch.silence is not None:
                 batch.silence.cancel()
             if batch.left:  # cancelled: late answers find nothing
-                for index in range(len(jobs)):
-                    self._settle(batch, index, None)
-        return batch.results
+                for job in jobs:
+                    self._settle(job, None)
+        return [batch.errors.get(job) for job in jobs] if batch.errors else [None] * len(jobs)
+
+    def post(self, job: Job) -> bool:
+        """Send one message with what else is written in this turn of the event loop; `Job.done` is called later.
+
+        Returns:
+            False if that is not possible now, or never: `publish` waits, or says why.
+        """
+        client = self._link.client
+        if client is None or not client.is_connected or self._refused(job, self._max_body()) is not None:
+            return False
+        if job.mode is Mode.STORED and (self._storing.locked() or self._is_full(len(job.body))):
+            return False
+        client.write(self._frame(job))
+        if not self._posted:
+            asyncio.get_running_loop().call_later(_SILENCE, self._ask_for_posted)
+        self._posted.append(job.number)
+        return True
+
+    def _ask_for_posted(self) -> None:
+        """Look after what was posted some moments ago: many messages share a question, and a deadline."""
+        numbers, self._posted = self._posted, []
+        self._older.append((self._monotonic() + self._timeout, numbers))
+        quiet = [job.number for job in self._unsettled(numbers) if job.mode in _UNCONFIRMED]
+        if quiet:  # so there is a connection: without one, `detach` has settled all
+            self._link.reading().add_done_callback(lambda read: self._read(read, quiet))
 
     async def _send(self, client: NatsClient, batch: _Batch, *, wait: bool) -> None:
-        jobs = batch.jobs
-        sound = [index for index in range(len(jobs)) if not self._refuse(batch, index)]
-        for chunk in _chunks(jobs, sound):
-            size = sum(len(jobs[index].body) for index in chunk)
-            while wait and self._pending and (self._bytes + size > _WINDOW or len(self._pending) >= _MOST):
+        sound: list[Job] = []
+        most = self._max_body()
+        for job in batch.jobs:
+            error = self._refused(job, most)
+            if error is None:
+                sound.append(job)
+            else:
+                batch.take(job, error)
+        for chunk in _chunks(sound):
+            while wait and self._pending and self._is_full(sum(len(job.body) for job in chunk)):
                 self._room.clear()
                 await self._room.wait()
-            self._write(client, batch, chunk)
-            if chunk[-1] != sound[-1]:
+            self._write(client, chunk)
+            if chunk[-1] is not sound[-1]:
                 await asyncio.sleep(0)  # the server begins while we go on
-        if batch.left and any(job.mode in _UNCONFIRMED for job in jobs):
+        quiet = [job.number for job in sound if job.mode in _UNCONFIRMED]
+        if quiet and batch.left:
             batch.silence = self._link.reading(patience=_SILENCE)
-            batch.silence.add_done_callback(lambda read: self._read(read, batch))
+            batch.silence.add_done_callback(lambda read: self._read(read, quiet))
 
-    def _read(self, read: asyncio.Future[None], batch: _Batch) -> None:
+    def _is_full(self, size: int) -> bool:
+        return self._bytes + size > _WINDOW or len(self._pending) >= _MOST
+
+    def _read(self, read: asyncio.Future[None], numbers: Sequence[int]) -> None:
         """Confirm what the server has read without saying that nobody takes it."""
         if read.cancelled() or read.exception():
             return  # all is confirmed, or `detach` has settled it
-        for index, job in enumerate(batch.jobs):
-            if job.mode in _UNCONFIRMED:
-                self._settle(batch, index, None)
+        for job in self._unsettled(numbers):
+            self._settle(job, None)
 
-    def _refuse(self, batch: _Batch, index: int) -> bool:
-        """Tell whether a message cannot be sent, having said so."""
-        job, limit = batch.jobs[index], self._max_body()
+    def _unsettled(self, numbers: Sequence[int]) -> list[Job]:
+        pending = self._pending
+        return [pending[number] for number in numbers if number in pending]
+
+    def _refused(self, job: Job, most: int) -> PublishError | None:
+        """Return why a message cannot be sent."""
         size = len(job.body)
-        error: PublishError
-        if size > limit:
-            error = MessageTooLarge(size, limit)
-        elif size + len(job.headers) > self._link.max_payload:  # the server would close the connection
-            error = MessageTooLarge(size + len(job.headers), self._link.max_payload)
-        elif not _is_subject(job.subject):
-            error = PublishRejected(f"{job.subject!r} is no subject")
-        else:
-            return False
-        self._settle(batch, index, error)
-        return True
+        if size > most:
+            return MessageTooLarge(size, most)
+        if size + len(job.headers) > self._link.max_payload:  # the server would close the connection
+            return MessageTooLarge(size + len(job.headers), self._link.max_payload)
+        if not _is_subject(job.subject):
+            return PublishRejected(f"{job.subject!r} is no subject")
+        return None
 
-    def _write(self, client: NatsClient, batch: _Batch, chunk: list[int]) -> None:
-        frames = [self._frame(batch, index) for index in chunk]
+    def _write(self, client: NatsClient, chunk: list[Job]) -> None:
+        frames = [self._frame(job) for job in chunk]
         try:
             if self._link.client is not client:
                 raise errors.ConnectionClosedError
-            client.write(frames, now=True)
+            client.write(*frames, now=True)
         except errors.Error as exc:
             error = Busy("the connection was lost before the message was sent")
             error.__cause__ = exc
-            for index in chunk:
-                self._settle(batch, index, error)
+            for job in chunk:
+                self._settle(job, error)
 
-    def _frame(self, batch: _Batch, index: int) -> bytes:
-        job, number = batch.jobs[index], batch.first + index
-        self._pending[number] = (batch, index)
+    def _frame(self, job: Job) -> tuple[bytes, ...]:
+        self._next = job.number = self._next + 1
+        self._pending[job.number] = job
         self._bytes += len(job.body)
         if job.mode is Mode.CAST:
             return frame(job.subject, job.body, "", job.headers)
         if job.reply_to:
-            self._asked[job.id] = number
-            self._requests[number] = (job.reply_to, job.id)
+            self._asked[job.id] = job
+            self._requests[job.number] = (job.reply_to, job.id)
             if len(self._requests) > _REMEMBERED:
                 self._requests.popitem(last=False)
-        return frame(job.subject, job.body, f"{self._prefix}{number}", job.headers)
+        return frame(job.subject, job.body, f"{self._prefix}{job.number}", job.headers)
 
     def answered(self, request_id: str) -> None:
         """Confirm a request: who answers it has got it."""
-        number = self._asked.get(request_id)
-        if number is not None:
-            self._resolve(number, None)
+        job = self._asked.get(request_id)
+        if job is not None:
+            self._requests.pop(job.number, None)
+            self._settle(job, None)
 
-    def _settle(self, batch: _Batch, index: int, error: PublishError | None) -> None:
-        if batch.resolve(index, error) and self._pending.pop(batch.first + index, None) is not None:
-            job = batch.jobs[index]
-            self._bytes -= len(job.body)
-            if job.reply_to:
-                self._asked.pop(job.id, None)
-            self._room.set()
+    def _settle(self, job: Job, error: PublishError | None) -> None:
+        if self._pending.pop(job.number, None) is None:
+            return  # it was settled before
+        self._bytes -= len(job.body)
+        if job.reply_to:
+            self._asked.pop(job.id, None)
+        self._room.set()
+        if job.batch is not None:
+            job.batch.take(job, error)
+        elif job.done is not None:
+            job.done(error)
 
-    def _resolve(self, number: int, error: PublishError | None) -> None:
-        batch, index = self._pending[number]
-        self._settle(batch, index, error)
+    def _stored(self, number: int) -> None:
+        job = self._pending.get(number)
+        if job is not None:
+            self._settle(job, None)
 
-    def _answered(self, message: Msg) -> None:
-        number = int(message.subject[len(self._prefix) :])
-        data = message.data
-        if data.startswith(b"{") and b'"stream"' in data and b'"error"' not in data:
-            if number in self._pending:
-                self._resolve(number, None)
+    def _answered(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+        number = int(subject[len(self._prefix) :])
+        if body.startswith(b"{") and b'"stream"' in body and b'"error"' not in body:
+            self._stored(number)
             return
+        job = self._pending.get(number)
         request = self._requests.pop(number, None)
-        nobody = not data and message.headers is not None and message.headers.get("Status") == "503"
+        nobody = not body and headers.startswith(_NOBODY)
         if request is not None and not nobody:
-            self._on_answer(*request, message)
-        if number in self._pending:
-            self._resolve(number, self._verdict(number, data, nobody=nobody))
+            self._on_answer(*request, self._link.message(subject, reply, headers, body))
+        if job is not None:
+            self._settle(job, self._verdict(job, body, nobody=nobody))
 
     def _complained(self, text: str) -> None:
         """Refuse what the server drops for want of permission: it tells the connection, not the message."""
         if match := _FORBIDDEN.search(text):
-            for number, (batch, index) in list(self._pending.items()):
-                if batch.jobs[index].subject.lower() == match[1]:
-                    self._resolve(number, PublishRejected(f"no permission to publish to {batch.jobs[index].subject!r}"))
+            for job in list(self._pending.values()):
+                if job.subject.lower() == match[1]:
+                    self._settle(job, PublishRejected(f"no permission to publish to {job.subject!r}"))
 
-    def _verdict(self, number: int, data: bytes, *, nobody: bool) -> PublishError | None:
-        batch, index = self._pending[number]
-        job = batch.jobs[index]
+    def _verdict(self, job: Job, data: bytes, *, nobody: bool) -> PublishError | None:
         if job.mode is Mode.HEARD:
             return NoResponders(f"nobody listens on {job.subject!r}") if nobody else None
         if job.mode is Mode.PROCESSED and not nobody:
@@ -309,13 +354,13 @@ class Confirms:
         return refused(error, job.subject, len(job.body), self._max_body())
 
 
-def _chunks(jobs: Sequence[Job], indices: Sequence[int]) -> Iterator[list[int]]:
-    """Yield *indices* in portions that are written at once."""
-    chunk: list[int] = []
+def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Yield *jobs* in portions that are written at once."""
+    chunk: list[Job] = []
     size = 0
-    for index in indices:
-        chunk.append(index)
-        size += len(jobs[index].body)
+    for job in jobs:
+        chunk.append(job)
+        size += len(job.body)
         if size > _CHUNK:
             yield chunk
             chunk, size = [], 0

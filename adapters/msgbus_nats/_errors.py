@@ -26,6 +26,8 @@ CONSUMER_NOT_FOUND = 10014
 STREAM_EXISTS = 10058
 CONSUMER_EXISTS = frozenset({10013, 10148, 10105})
 _TOO_LARGE = 10054
+_IN_PROCESS = 10158
+"""An earlier attempt to publish the message has not been decided upon by the cluster yet."""
 _FULL = frozenset({10077, 10047, 10028, 10023})
 """Limits of a stream, an account or the server are reached. Publishing again changes nothing until someone acts."""
 _DENIED = ("authorization", "authentication", "permissions", "user authentication", "account")
@@ -92,4 +94,6 @@ def refused(error: dict[str, Any], subject: str, size: int, limit: int) -> Publi
         return MessageTooLarge(size, limit)
     if reason.err_code == STREAM_NOT_FOUND:
         return Unroutable(str(reason))
+    if reason.err_code == _IN_PROCESS:
+        return Unconfirmed(str(reason))
     return Busy(str(reason)) if reason.temporary else PublishRejected(str(reason))

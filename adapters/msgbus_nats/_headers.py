@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
-__all__ = ["carried", "decode_headers", "encode_headers", "parse_headers"]
+__all__ = ["MESSAGE_ID", "carried", "decode_block", "decode_headers", "encode_headers", "parse_headers"]
 
 RESERVED = "Nats-"
 """Headers under this prefix instruct the server, or come from it."""
-_FIRST_LINE = "NATS/1.0\r\n"
+MESSAGE_ID = "Nats-Msg-Id"
+"""By which the server drops a second copy of a message."""
+_VERSION = "NATS/1.0"
 _MARK = "%pct:"
+_RESERVED, _MARKED = RESERVED.encode(), _MARK.encode()
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READABLE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _TRIMMED = " \t\r\n\x0b\x0c"
@@ -32,25 +35,34 @@ def encode_headers(headers: Mapping[str, str], instructions: Mapping[str, str] |
     Raises:
         ValueError: A name cannot be carried; says which and why.
     """
-    form = _form(tuple(headers), tuple(instructions) if instructions else ())
-    values = (*headers.values(), *instructions.values()) if instructions else tuple(headers.values())
-    block: str = form % values
-    text = "".join(values)
-    if not (text.isascii() and text.isprintable()) or _MARK in text or _has_blank_ends(block):
-        block = form % tuple(map(_encoded, values))
+    if instructions:
+        pieces = _form(tuple(headers), tuple(instructions)).copy()
+        values = [*headers.values(), *instructions.values()]
+    else:
+        pieces, values = _form(tuple(headers), ()).copy(), list(headers.values())
+    pieces[1::2] = values
+    block, text = "".join(pieces), "".join(values)
+    sound = text.isascii() and text.isprintable() and all(values)
+    if not sound or _MARK in text or (" " in text and _has_blank_ends(block)):
+        pieces[1::2] = map(_encoded, values)
+        block = "".join(pieces)
     return block.encode()
 
 
 @lru_cache(maxsize=1024)
-def _form(names: tuple[str, ...], instructions: tuple[str, ...]) -> str:
-    """Return the block of these headers with ``%s`` for each value; applications use few sets of names."""
+def _form(names: tuple[str, ...], instructions: tuple[str, ...]) -> list[str]:
+    """Return what is around the values of these headers, with a gap for each; applications use few sets of names."""
     for name in names:
         if not _NAME.match(name):
             raise ValueError(f"NATS cannot carry a header named {name!r}: use letters, digits and !#$%&'*+-.^_`|~")
         if name.startswith(RESERVED):
             raise ValueError(f"the header name {name!r} is NATS's own: names must not begin with {RESERVED!r}")
-    lines = [f"{name.replace('%', '%%')}: %s\r\n" for name in names + instructions]
-    return f"{_FIRST_LINE}{''.join(lines)}\r\n" if lines else ""
+    pieces = [_VERSION]
+    for name in names + instructions:
+        pieces[-1] += f"\r\n{name}: "
+        pieces += ["", ""]
+    pieces[-1] += "\r\n\r\n"
+    return pieces if names + instructions else [""]
 
 
 def carried(headers: Mapping[str, str]) -> dict[str, str]:
@@ -62,6 +74,11 @@ def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:
     """Return the headers that were published, without those of the server."""
     if not wire:
         return {}
+    names, values = "\n".join(wire), "".join(wire.values())
+    if _MARK not in values and names.count(RESERVED) == (MESSAGE_ID in wire):  # as nearly always
+        headers = dict(wire)
+        headers.pop(MESSAGE_ID, None)
+        return headers
     return {
         name: value if value[:5] != _MARK else unquote(value[5:], errors="surrogatepass")
         for name, value in wire.items()
@@ -69,16 +86,28 @@ def decode_headers(wire: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-def parse_headers(block: bytes) -> dict[str, str]:
-    """Parse a header block; its first line is passed over."""
+def decode_block(block: bytes) -> dict[str, str]:
+    """Return the headers that were published, from a header block."""
+    if _RESERVED in block or _MARKED in block:
+        return decode_headers(parse_headers(block))
+    return parse_headers(block) or {}
+
+
+def parse_headers(block: bytes) -> dict[str, str] | None:
+    """Parse a header block as nats-py does: the server's status, if there is one, is shown as two headers."""
+    if not block:
+        return None
     text = block.decode("utf-8", "replace")
-    lines = text.split("\r\n")[1:-2]
-    if not (_has_blank_ends(text) or "\t" in text or "\x0b" in text or "\x0c" in text):
+    first, *lines = text.removesuffix("\r\n\r\n").split("\r\n")
+    headers: dict[str, str] = {}
+    if first != _VERSION:
+        status, _, description = first[len(_VERSION) :].strip().partition(" ")
+        headers = {"Status": status, "Description": description} if description else {"Status": status}
+    elif not (_has_blank_ends(text) or "\t" in text or "\x0b" in text or "\x0c" in text):
         try:
             return dict([line.split(": ", 1) for line in lines])
         except ValueError:
             pass  # some line has no space after its colon, or no colon
-    headers: dict[str, str] = {}
     for line in lines:
         name, separator, value = line.partition(":")
         if separator:

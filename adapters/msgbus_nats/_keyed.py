@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from nats import errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from msgbus.adapter import KEY, Nack, Outcome, Received, Source, SubscribeOptions
-from msgbus.errors import BrokerError, SettleError
+from msgbus.errors import BrokerError, LeaseLost, SettleError
 from msgbus_nats._answers import Tools
 from msgbus_nats._names import Work
 from msgbus_nats._pull import Pull
@@ -39,6 +40,9 @@ _BALANCE = 8
 """Ticks between two looks at whether others would have a fair share of the partitions."""
 _REST = 2.0
 """Seconds in which a released partition is not asked for again, so that somebody else gets it."""
+_UNWRITTEN = 1.0
+"""Seconds after which a server has certainly written down whom it gave a message. nats-server does it ten times a
+second under load (`flushLoop` of its file store)."""
 _OVERDUE = 5.0
 """Seconds after which a message that was given back and has not come again is looked for."""
 
@@ -70,6 +74,31 @@ class KeyedSubscription(StreamSubscription):
         self._taking: set[Pull] = set()
         self._resting: dict[Pull, float] = {}
 
+    # -- on the connection --------------------------------------------------------------------------------------
+
+    async def attach(self, client: Client) -> None:
+        """Pull over a new connection, and under new pins.
+
+        The server may still believe in the old connection, and serve the requests that it made: messages go nowhere
+        until their leases end. With the same pin, this connection would be given later ones of their keys meanwhile.
+        """
+        if self._link.restarted:
+            for receipt in self._held.values():
+                receipt.forgotten = receipt.forgotten or receipt.fresh
+        for pull in [pull for pull in self._pulls if pull.pin]:
+            pull.pin = ""
+            self._link.spawn(super()._return_unasked(self._give_up(pull)))
+            self._link.spawn(self._try_to_unpin(pull))
+        await super().attach(client)
+
+    def detach(self) -> None:
+        """The connection is gone: a server that was killed may have forgotten what it gave us last."""
+        since = self._link.round_trips.proven - _UNWRITTEN
+        for receipt in self._held.values():
+            receipt.doubtful = True
+            receipt.fresh = receipt.arrived > since
+        super().detach()
+
     # -- from the pulls -----------------------------------------------------------------------------------------
 
     def demand(self, pull: Pull) -> tuple[int, float]:
@@ -83,6 +112,9 @@ class KeyedSubscription(StreamSubscription):
         pin = (message.headers or {}).get("Nats-Pin-Id", "")
         if pin != pull.pin:
             pull.pin = pin
+            for lane in self._lanes.values():
+                if lane.pull is pull:
+                    lane.away.clear()  # somebody else may have been given them meanwhile
             self._take_over(pull)
         super().accept(pull, message)
         if self._is_too_much(pull):
@@ -113,15 +145,22 @@ class KeyedSubscription(StreamSubscription):
             head = lane.parked[0]
             if (first_away is not None and first_away < head.receipt.seq) or head.receipt.due > now:
                 break
+            if head.receipt.returned and self._is_busy(key):
+                break
             self._buffer.append(lane.parked.pop(0))
             self._wake()
         if not lane.parked and not lane.away:
             self._lanes.pop(key, None)
 
+    def _is_busy(self, key: str) -> bool:
+        """Tell whether the core has one of the key's messages: what it gives back next may belong before the others."""
+        return any(r.key == key and r.handed and not r.answered for r in self._held.values())
+
     def _forget(self, receipt: Receipt) -> None:
         super()._forget(receipt)
         if receipt.key is not None and (lane := self._lanes.get(receipt.key)):
             lane.parked = [r for r in lane.parked if r.receipt is not receipt]
+            self._advance(receipt.key, lane)
 
     def _lapsed(self, receipt: Receipt) -> None:
         if self._held.get(receipt.seq) is receipt and receipt.pin == receipt.pull.pin:
@@ -133,25 +172,37 @@ class KeyedSubscription(StreamSubscription):
     async def settle(self, outcomes: Sequence[Outcome]) -> Sequence[SettleError | None]:
         """See `Subscription.settle`. What was not tried never leaves this process: nobody else may have it first."""
         results: list[SettleError | None] = [None] * len(outcomes)
+        asked, outcomes = outcomes, [self._spare(outcome) for outcome in outcomes]
         rest: list[int] = []
         local: list[Nack] = []
         for index, outcome in enumerate(outcomes):
             receipt: Receipt = outcome.received.receipt
-            if isinstance(outcome, Nack) and receipt.key is not None and not self._is_lost(receipt):
-                if not outcome.counted and receipt.pull.pin:
+            if isinstance(outcome, Nack) and self._returns(receipt):
+                if not outcome.counted:
                     local.append(outcome)
                     continue
-                if receipt.pull.pin:
-                    self._expect(receipt, outcome.delay)
+                self._expect(receipt, outcome.delay)
             rest.append(index)
         for nack in local:
             self._park(nack.received, nack.delay)
         if rest:
             for index, error in zip(rest, await super().settle([outcomes[i] for i in rest]), strict=True):
                 results[index] = error
+                if error is None and outcomes[index] is not asked[index]:
+                    results[index] = LeaseLost(f"{self._source}: the server was started anew since the message came")
         for nack in local:
             self._advance_key(nack.received.receipt.key)
         return results
+
+    def _spare(self, outcome: Outcome) -> Outcome:
+        """Give back what may be somebody else's by now: what is handled twice stays in order, what is gone does not."""
+        receipt: Receipt = outcome.received.receipt
+        return Nack(outcome.received) if receipt.forgotten and not isinstance(outcome, Nack) else outcome
+
+    def _returns(self, receipt: Receipt) -> bool:
+        """Tell whether a message certainly comes again, and to us, when it is given back."""
+        keyed = receipt.key is not None and bool(receipt.pull.pin)
+        return keyed and not receipt.doubtful and self._is_ours(receipt)
 
     def _expect(self, receipt: Receipt, delay: float) -> None:
         """Let the key wait for a message that will come again."""
@@ -159,18 +210,23 @@ class KeyedSubscription(StreamSubscription):
             return
         lane = self._lanes.setdefault(receipt.key, _Lane(receipt.pull))
         lane.away[receipt.seq] = self._monotonic() + delay + _OVERDUE
-        if any(r.receipt.key == receipt.key for r in self._buffer):
-            for received in [r for r in self._buffer if r.receipt.key == receipt.key]:
-                insort(lane.parked, received, key=_position)
-            self._buffer = deque(r for r in self._buffer if r.receipt.key != receipt.key)
+        self._recall(receipt.key, lane)
 
     def _park(self, received: Received, delay: float) -> None:
         receipt: Receipt = received.receipt
         assert receipt.key is not None
         receipt.handed = False
+        receipt.returned = True
         receipt.due = self._monotonic() + delay if delay else 0.0
         lane = self._lanes.setdefault(receipt.key, _Lane(receipt.pull))
         insort(lane.parked, received, key=_position)
+        self._recall(receipt.key, lane)
+
+    def _recall(self, key: str, lane: _Lane) -> None:
+        """Let what is ready of the key wait again: something comes before it."""
+        if ready := [r for r in self._buffer if r.receipt.key == key]:
+            lane.parked = sorted([*lane.parked, *ready], key=_position)
+            self._buffer = deque(r for r in self._buffer if r.receipt.key != key)
 
     def _advance_key(self, key: str | None) -> None:
         if key is not None and (lane := self._lanes.get(key)):
@@ -186,12 +242,16 @@ class KeyedSubscription(StreamSubscription):
     async def _await_predecessor(self, pull: Pull) -> None:
         """Hold the partition's messages back until nobody else has one that is older."""
         while not self._closed and pull.pin:
+            before = self._own(pull)
             try:
                 info = await self._tools.provisioner.info(pull.work)
             except BrokerError as exc:
                 _log.debug("%s: cannot look at %s: %s", self._source, pull.work.name, exc)
             else:
-                if info["num_ack_pending"] <= self._own(pull):
+                # What came or went meanwhile may not be among those that the server counted; nor is what it says is
+                # settled: an acknowledgement of the former owner's came late.
+                floor = info["ack_floor"]["stream_seq"]
+                if info["num_ack_pending"] <= sum(seq > floor for seq in before & self._own(pull)):
                     break
             await self._tools.clock.sleep(_LOOK)
         self._taking.discard(pull)
@@ -199,20 +259,26 @@ class KeyedSubscription(StreamSubscription):
             if lane.pull is pull:
                 self._advance(key, lane)
 
-    def _own(self, pull: Pull) -> int:
-        """Return how many of the partition's pending messages are certainly ours."""
-        held = sum(r.pull is pull and not r.answered for r in self._held.values())
-        return held + sum(len(lane.away) for lane in self._lanes.values() if lane.pull is pull)
+    def _own(self, pull: Pull) -> set[int]:
+        """Return the positions of the partition's messages that are certainly pending, and ours."""
+        now = self._monotonic()
+        sure = [r for r in self._held.values() if not (r.answered or r.doubtful) and r.deadline >= now]
+        held = {r.seq for r in sure if r.pull is pull}
+        return held.union(*(lane.away for lane in self._lanes.values() if lane.pull is pull))
 
     def unpinned(self, pull: Pull) -> None:
         """Give back what waits here: somebody else has the partition and waits for it."""
+        if waiting := self._give_up(pull):
+            self._link.spawn(self._return_unasked(waiting))
+
+    def _give_up(self, pull: Pull) -> list[Receipt]:
+        """Forget, and return, what waits here."""
         waiting = [r for r in self._held.values() if r.pull is pull and not r.handed]
         for receipt in waiting:
             self._forget(receipt)
         for key in [key for key, lane in self._lanes.items() if lane.pull is pull]:
             del self._lanes[key]
-        if waiting:
-            self._link.spawn(self._return_unasked(waiting))
+        return waiting
 
     async def _return_unasked(self, receipts: list[Receipt]) -> None:
         await super()._return_unasked(receipts)
@@ -241,7 +307,7 @@ class KeyedSubscription(StreamSubscription):
 
     async def _balance(self) -> None:
         """Release partitions beyond our share while others wait for some."""
-        mine = sorted((p for p in self._pulls if p.pin), key=self._own)
+        mine = sorted((p for p in self._pulls if p.pin), key=lambda pull: len(self._own(pull)))
         if len(mine) < 2 or self._closed:
             return
         try:

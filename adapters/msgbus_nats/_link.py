@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from nats import errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.nuid import NUID
 
@@ -25,6 +26,7 @@ from msgbus.adapter import AdapterConfig, BusURL, Health
 from msgbus.errors import BrokerError, BrokerUnavailable, ClosedError, ConfigError
 from msgbus_nats._client import Dialer, Handler, NatsClient, frame
 from msgbus_nats._errors import ApiError, translate
+from msgbus_nats._headers import parse_headers
 from msgbus_nats._options import NatsOptions
 from msgbus_nats._round_trips import RoundTrips
 
@@ -34,7 +36,7 @@ _log = logging.getLogger("msgbus.nats")
 T = TypeVar("T")
 
 _TICK = 0.25
-"""Seconds between two ticks. It is how exactly the moment is known at which a message arrived."""
+"""Seconds between two ticks."""
 _PROBE = 3.0
 """Seconds between two round trips that prove the connection alive, and how long each may take."""
 _BACKOFF = (0.05, 2.0)
@@ -80,14 +82,17 @@ class Link:
         self.inbox = f"{options.inbox}.{NUID().next().decode()}"
         self.max_payload = 1024 * 1024
         self.version = (0, 0)
+        self.restarted = False
+        self._server = ("", "")
         self.ticked = config.clock.monotonic()
         self._api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self._members: list[Member] = []
         self.on_complaint: Callable[[str], None] = lambda _: None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._gone: asyncio.Future[None] | None = None
-        self._round_trips = RoundTrips()
+        self.round_trips = RoundTrips(config.clock.monotonic)
         self._arrivals: list[asyncio.Future[None]] = []
         self._counter = 0
         self._closed = False
@@ -120,7 +125,23 @@ class Link:
         if client is not None:
             with contextlib.suppress(errors.Error, OSError):
                 await client.flush(timeout=1)  # the last acknowledgements are out
-            await client.abandon()
+            self._abandon(client)
+        self._abandon_new()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    def _abandon_new(self) -> None:
+        """End a connection that came into being while the adapter was closed."""
+        if self.client is not None:
+            self._abandon(self.client)
+            self.client = None
+
+    def _abandon(self, client: NatsClient) -> None:
+        """End a connection in the background. Nothing cancels that half-way, or tasks of nats-py's would be left."""
+        task = asyncio.get_running_loop().create_task(client.abandon())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        task.add_done_callback(self._ended)
 
     async def join(self, member: Member) -> None:
         """Add a member; it is attached now, and again after each reconnect."""
@@ -175,9 +196,15 @@ class Link:
         self._counter += 1
         return self._counter
 
-    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> NatsSubscription:
+    async def subscribe(
+        self, subject: str, handler: Handler, queue: str = "", *, stored: Callable[[int], None] | None = None
+    ) -> NatsSubscription:
         """Call *handler* with each message of *subject*; see `NatsClient.listen`."""
-        return await self.use().listen(subject, handler, queue)
+        return await self.use().listen(subject, handler, queue, stored=stored)
+
+    def message(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> Msg:
+        """Return what a `Handler` was called with as nats-py's message."""
+        return Msg(self.use(), subject.decode(), reply.decode(), body, parse_headers(headers))
 
     async def drain(self, subscription: NatsSubscription) -> None:
         """End a subscription once everything that the server has sent to it is handled."""
@@ -208,7 +235,7 @@ class Link:
 
     def send(self, endpoint: str, body: dict[str, Any], reply: str) -> None:
         """Send a JetStream request whose answers go to *reply*."""
-        self.use().write([frame(f"{self._api}.{endpoint}", json.dumps(body).encode(), reply)])
+        self.use().write(frame(f"{self._api}.{endpoint}", json.dumps(body).encode(), reply))
 
     async def sync(self) -> None:
         """Return once the server has read all that was written so far; raises `BrokerUnavailable`."""
@@ -220,7 +247,12 @@ class Link:
         Raises:
             BrokerUnavailable: There is no connection; the future, if it breaks first.
         """
-        return self._round_trips.ask(self.use(), patience)
+        return self.round_trips.ask(self.use(), patience)
+
+    def prove(self, age: float) -> None:
+        """See to it that it is known when what is read was written, to *age* seconds; see `RoundTrips.prove`."""
+        if self.client is not None:
+            self.round_trips.prove(self.client, age)
 
     async def _while_up(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await something of the client's, but not longer than its connection lives."""
@@ -244,6 +276,7 @@ class Link:
         random.shuffle(servers)
         failure: BrokerError = BrokerUnavailable(f"no server in {self._url}")
         for server in servers:
+            began = self._config.clock.monotonic()
             try:
                 client = await self._dialer.dial(
                     server, on_error=self._on_error, on_lost=self._on_lost, on_lame_duck=self._on_lame_duck
@@ -251,6 +284,7 @@ class Link:
             except BrokerError as exc:
                 failure = exc
                 continue
+            self.round_trips.proven = began  # whatever comes over this connection was written later
             await self._install(client)
             return
         raise failure
@@ -260,6 +294,8 @@ class Link:
         self.version = (version.major, version.minor)
         self.max_payload = client.max_payload
         self._discovered = [self._dialer.address(s) for s in client.discovered_servers]
+        before, self._server = self._server, client.server
+        self.restarted = before[0] not in ("", self._server[0]) and before[1] == self._server[1]
         self.client = client
         self._lost.clear()
         self._gone = asyncio.get_running_loop().create_future()
@@ -284,8 +320,10 @@ class Link:
             self._lost.set()
 
     def _on_lame_duck(self, client: NatsClient) -> None:
-        if self.client is client and len(client.servers) > 1:
-            self._lost.set()  # the others take us now; this one would throw us out later
+        if self.client is client and client.connected_url is not None:
+            servers = {*self._dialer.servers, *map(self._dialer.address, client.discovered_servers)}
+            if servers - {self._dialer.address(client.connected_url)}:
+                self._lost.set()  # the others take us now; this one would throw us out later
 
     # -- keeping ------------------------------------------------------------------------------------------------
 
@@ -299,10 +337,8 @@ class Link:
             self._drop(f"the connection to {self._url} was lost")
             _log.warning("the connection to %s was lost", self._url)
             if old is not None:
-                self.spawn(old.abandon())
+                self._abandon(old)
             await self._reconnect()
-        if self.client is not None:
-            await self.client.abandon()
 
     async def _reconnect(self) -> None:
         wait, longest = _BACKOFF
@@ -312,8 +348,9 @@ class Link:
                     await self._connect()
             except (BrokerError, ConfigError, TimeoutError, errors.Error) as exc:
                 broken, self.client = self.client, None
-                if broken is not None:
-                    await broken.abandon()
+                if broken is not None:  # it was lost while members were joining it, and some may wait for it
+                    self._drop(f"the connection to {self._url} was lost")
+                    self._abandon(broken)
                 self._on_health(Health(False, str(translate(exc, f"connecting to {self._url}"))))
             else:
                 _log.info("connected to %s again", self._url)
@@ -325,7 +362,7 @@ class Link:
         self._on_health(Health(False, why))
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
-        self._round_trips.fail(BrokerUnavailable(why))
+        self.round_trips.fail(BrokerUnavailable(why))
         for member in list(self._members):
             member.detach()
 

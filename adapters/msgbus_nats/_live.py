@@ -18,6 +18,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from msgbus.adapter import (
     CORRELATION_ID,
+    ERROR,
     REPLY_TO,
     DeadLetter,
     Kind,
@@ -30,16 +31,85 @@ from msgbus.adapter import (
 from msgbus.errors import BrokerUnavailable, ClosedError, LeaseLost, MsgbusError, SettleError
 from msgbus_nats._answers import Answers, Tools
 from msgbus_nats._client import frame
-from msgbus_nats._headers import decode_headers, encode_headers
+from msgbus_nats._headers import decode_block, decode_headers, encode_headers, parse_headers
 from msgbus_nats._names import in_partition
 
 __all__ = ["LiveSubscription"]
 
 _log = logging.getLogger("msgbus.nats")
+_CORRELATION = f"\r\n{CORRELATION_ID}: ".encode()
+_ERROR = f"\r\n{ERROR}:".encode()
 _QUEUE = "msgbus"
 """The queue group of responders."""
 _MOST = 65_536
 """Messages that wait at most. Core NATS cannot be told to stop; beyond this the newest are dropped, and it is said."""
+
+
+class _Pushed(Received):
+    """A message as the server pushed it; nats-py's own is made for who asks for it."""
+
+    __slots__ = ("_block", "_client", "_subject", "reply")
+
+    key = position = receipt = correlation = None
+    plain = False
+
+    def __init__(
+        self,
+        client: Client,
+        subject: bytes,
+        reply: bytes,
+        block: bytes,
+        body: bytes,
+        headers: dict[str, str],
+        channel: str,
+    ) -> None:
+        self._client = client
+        self._subject = subject
+        self._block = block
+        self.reply = reply.decode()
+        self.body = body
+        self.headers = headers
+        self.deliveries = 1
+        self.channel = channel
+
+    @property
+    def raw(self) -> Msg:
+        """The library's message."""
+        return Msg(self._client, self._subject.decode(), self.reply, self.body, parse_headers(self._block))
+
+
+class _Answer(Received):
+    """An answer that says which request it is for, and nothing of an error: its headers are decoded for who asks."""
+
+    __slots__ = ("_block", "_headers")
+
+    channel = ""
+    key = position = receipt = raw = None
+    plain = True
+
+    @classmethod
+    def of(cls, block: bytes, body: bytes) -> _Answer | None:
+        """Return the answer, if it is of that kind."""
+        at = block.find(_CORRELATION)
+        if at < 0 or _ERROR in block:
+            return None
+        at += len(_CORRELATION)
+        request_id = block[at : block.find(b"\r\n", at) + 1].removesuffix(b"\r")
+        return cls(request_id.decode(), block, body) if request_id.isalnum() else None  # as the core's ids are
+
+    def __init__(self, correlation: str, block: bytes, body: bytes) -> None:
+        self._block = block
+        self._headers: dict[str, str] | None = None
+        self.correlation = correlation
+        self.body = body
+        self.deliveries = 1
+
+    @property
+    def headers(self) -> dict[str, str]:  # type: ignore[override]
+        """The answer's headers."""
+        if self._headers is None:
+            self._headers = decode_block(self._block)
+        return self._headers
 
 
 class LiveSubscription(Subscription):
@@ -70,6 +140,7 @@ class LiveSubscription(Subscription):
         self._later: list[tuple[float, Received]] = []
         self._live: set[Received] = set()
         self._waiter: asyncio.Future[None] | None = None
+        self._delivered = 0
         self._dropped = 0
         self._closed = False
 
@@ -96,12 +167,15 @@ class LiveSubscription(Subscription):
             )
             self._dropped = 0
 
-    def _on_message(self, message: Msg) -> None:
-        headers = decode_headers(message.headers)
-        if message.reply and self._source.address.kind is Kind.REQUEST:
-            headers.setdefault(REPLY_TO, message.reply)  # a plain client's request
-        channel = self._channel if self._channel is not None else self._tools.names.channel(message.subject)
-        self.push(Received(message.data, headers, 1, channel, raw=message))
+    def _on_message(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+        if self.address:
+            self.push(_Answer.of(headers, body) or Received(body, decode_block(headers), 1))
+            return
+        own = decode_block(headers)
+        if reply and self._source.address.kind is Kind.REQUEST and REPLY_TO not in own:
+            own[REPLY_TO] = reply.decode()  # a plain client's request
+        channel = self._channel if self._channel is not None else self._tools.names.channel(subject.decode())
+        self.push(_Pushed(self._link.use(), subject, reply, headers, body, own, channel))
 
     def answer(self, request_id: str, message: Msg) -> None:
         """Take the answer of a plain client to one of our requests."""
@@ -109,15 +183,19 @@ class LiveSubscription(Subscription):
         self.push(Received(message.data, headers, 1, raw=message))
 
     def push(self, received: Received) -> None:
-        """Buffer a message."""
-        if len(self._buffer) >= _MOST:
-            self._dropped += 1
-            return
+        """Hand a message over, or buffer it."""
         if self.address:
-            self._tools.confirms.answered(received.headers.get(CORRELATION_ID, ""))
+            self._tools.confirms.answered(received.correlation or received.headers.get(CORRELATION_ID, ""))
         received.time = self._tools.clock.now()
-        self._buffer.append(received)
-        self._wake()
+        if self.deliver is not None and not self._buffer and self.deliver(received):
+            if not self.address:
+                self._live.add(received)
+                self._delivered += 1
+        elif len(self._buffer) >= _MOST:
+            self._dropped += 1
+        else:
+            self._buffer.append(received)
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -125,8 +203,10 @@ class LiveSubscription(Subscription):
 
     async def receive(self, limit: int, wait: float) -> Sequence[Received]:
         """See `Subscription.receive`."""
+        self._delivered = 0
         if not self._buffer:
             await self._wait(wait)
+        limit -= self._delivered  # meanwhile
         taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
         self._live.update(taken)
         return taken
@@ -205,6 +285,6 @@ class LiveSubscription(Subscription):
             return
         frames = []
         for received in [*self._live, *(r for _, r in self._later), *self._buffer]:
-            reply = received.raw.reply if received.raw is not None else ""
+            reply = received.reply if isinstance(received, _Pushed) else ""
             frames.append(frame(self._subjects[0], received.body, reply, encode_headers(received.headers)))
-        self._link.use().write(frames)
+        self._link.use().write(*frames)

@@ -7,17 +7,18 @@ request (over, no leader, consumer gone, partition given to somebody else) is ac
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from nats import errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from msgbus.errors import BrokerError
+from msgbus_nats._headers import parse_headers
 from msgbus_nats._link import Link
 from msgbus_nats._names import Work
 from msgbus_nats._topology import PIN_GROUP, nanoseconds
@@ -70,6 +71,7 @@ class Pull:
         self._sink = sink
         self._monotonic = monotonic
         self._subscription: NatsSubscription | None = None
+        self._over: Client | None = None
         self._inbox = ""
         self._open: dict[int, list[float]] = {}
         self._most = 10_000
@@ -81,14 +83,13 @@ class Pull:
         return int(sum(left for left, _ in self._open.values()))
 
     async def start(self) -> None:
-        """Begin, or begin anew; what an older request still brings goes nowhere and comes again."""
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            with contextlib.suppress(errors.Error):
-                await subscription.unsubscribe()
+        """Begin, or begin anew; later messages of a key must not overtake what an older request still brings."""
         self._open.clear()
-        self._inbox = f"{self._link.inbox}.p.{self._link.number()}"
-        self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_message)
+        client = self._link.use()
+        if self._subscription is None or self._over is not client:
+            self._over = client
+            self._inbox = f"{self._link.inbox}.p.{self._link.number()}"
+            self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_message)
         self._paused = False
         self.refill()
 
@@ -133,23 +134,22 @@ class Pull:
             self._paused = False
             self.refill()
 
-    def _on_message(self, message: Msg) -> None:
-        if not message.reply:
-            self._on_status(message)
+    def _on_message(self, subject: bytes, reply: bytes, headers: bytes, body: bytes) -> None:
+        if not reply:
+            self._on_status(int(subject.rpartition(b".")[2]), parse_headers(headers) or {})
             return
         for number, request in self._open.items():  # the oldest request is served first
             request[0] -= 1
             if not request[0]:
                 del self._open[number]
             break
-        self._sink.accept(self, message)
+        self._sink.accept(self, self._link.message(subject, reply, headers, body))
         if not self._open:
             self.refill()
 
-    def _on_status(self, message: Msg) -> None:
-        headers = message.headers or {}
+    def _on_status(self, number: int, headers: Mapping[str, str]) -> None:
         status, text = headers.get("Status", ""), headers.get("Description", "").lower()
-        if self._open.pop(int(message.subject.rpartition(".")[2]), None) is None:
+        if self._open.pop(number, None) is None:
             return
         if status in ("404", "408"):
             self.refill()

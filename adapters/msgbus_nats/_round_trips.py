@@ -1,8 +1,12 @@
-"""Telling when the server has read what was written: it answers a PING after everything before it."""
+"""Telling when the server has read what was written, and that it has written what is read.
+
+It answers a PING after everything that was written before, and its answer comes before everything that it writes later.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from msgbus.errors import BrokerError
 from msgbus_nats._client import NatsClient
@@ -11,9 +15,19 @@ __all__ = ["RoundTrips"]
 
 
 class RoundTrips:
-    """Shares PINGs among all who want to know: one is under way at a time, the next is for who asks meanwhile."""
+    """Shares PINGs among all who want to know: one is under way at a time, the next is for who asks meanwhile.
 
-    def __init__(self) -> None:
+    Args:
+        monotonic: The clock.
+
+    Attributes:
+        proven: When the last PING that was answered was sent. What is read from now on, the server wrote later than
+            that, however long it was on its way.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.proven = monotonic()
+        self._monotonic = monotonic
         self._waiters: list[asyncio.Future[None]] = []
         self._travelling: list[asyncio.Future[None]] = []
         self._departure: asyncio.TimerHandle | None = None
@@ -38,6 +52,11 @@ class RoundTrips:
             self._departure = loop.call_later(patience, self._depart, client)
         return waiter
 
+    def prove(self, client: NatsClient, age: float) -> None:
+        """See to it that `proven` does not get older than *age* seconds, if the server answers."""
+        if not self._travelling and self._monotonic() - self.proven > age:
+            self.ask(client, 0.0).add_done_callback(asyncio.Future.exception)  # nobody waits for this one
+
     def fail(self, error: BrokerError) -> None:
         """Tell all who wait that the connection is gone."""
         self._cancel_departure()
@@ -51,12 +70,14 @@ class RoundTrips:
         travelling, self._waiters = [w for w in self._waiters if not w.done()], []
         if travelling:
             self._travelling = travelling
-            client.ping().add_done_callback(lambda _: self._returned(client, travelling))
+            departure = self._monotonic()
+            client.ping().add_done_callback(lambda _: self._returned(client, travelling, departure))
 
-    def _returned(self, client: NatsClient, travelled: list[asyncio.Future[None]]) -> None:
+    def _returned(self, client: NatsClient, travelled: list[asyncio.Future[None]], departure: float) -> None:
         if self._travelling is not travelled:
             return  # the connection was lost meanwhile, and everybody was told
         self._travelling = []
+        self.proven = departure
         if self._waiters:
             self._depart(client)
         for waiter in travelled:

@@ -2,7 +2,8 @@
 
 A message is leased for the consumer's ``ack_wait``. The server takes any acknowledgement of a message that is
 pending, even one from a consumer that lost it long ago; so a lease is watched here, from the last moment at which the
-message certainly had not arrived, and what comes too late is refused before it is sent.
+server certainly had not sent the message, and what comes too late is refused before it is sent. When a message is read
+tells nothing: a connection that stood still may bring what has been given to somebody else meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nats import errors
 from nats.aio.client import Client
@@ -51,6 +52,7 @@ class StreamSubscription(Subscription):
     def __init__(self, tools: Tools, source: Source, options: SubscribeOptions, works: Sequence[Work]) -> None:
         self._tools = tools
         self._link = tools.link
+        self._round_trips = tools.link.round_trips
         self._monotonic = tools.clock.monotonic
         self._source = source
         self._answers = Answers(tools, source)
@@ -94,6 +96,7 @@ class StreamSubscription(Subscription):
 
     def tick(self) -> None:
         """Look after pulls, and renew the leases of messages nobody has taken yet."""
+        self._link.prove(self._ack_wait / 8)  # as much of a lease may be lost to not knowing when it began
         for pull in self._pulls:
             if pull not in self._mending:
                 pull.tick()
@@ -106,7 +109,7 @@ class StreamSubscription(Subscription):
                 self._forget(receipt)
             self._link.spawn(self._return_unasked(waiting))
         soon = now + self._ack_wait / 2
-        due = [r for r in self._held.values() if r.deadline < soon and (not r.handed or r.deadline < r.until)]
+        due = [r for r in self._held.values() if now <= r.deadline < soon and (not r.handed or r.deadline < r.until)]
         if due:
             self._link.spawn(self._renew_in_time(due))
         self._ticks += 1
@@ -140,11 +143,12 @@ class StreamSubscription(Subscription):
         words = message.reply.split(".")
         at = 4 if len(words) < 11 else 6
         seq = int(words[at + 1])
+        deadline = self._end_of_lease(self._round_trips.proven)
         older = self._held.get(seq)
         if older is not None and not older.answered:  # its lease had ended, and nobody else has got it: go on with it
-            older.reply, older.deadline, older.pull = message.reply, self._new_deadline(), pull
+            older.come_again(message.reply, self._monotonic(), deadline, pull)
             return
-        receipt = Receipt(seq, message.reply, self._new_deadline(), pull, words[at + 3])
+        receipt = Receipt(seq, message.reply, self._monotonic(), deadline, pull, words[at + 3])
         headers = decode_headers(message.headers)
         received = Received(
             message.data,
@@ -196,10 +200,9 @@ class StreamSubscription(Subscription):
         finally:
             self._mending.discard(pull)
 
-    def _new_deadline(self) -> float:
-        # The message came after the last tick, unless the process stood still: then the tick is old, and so is the
-        # lease. The server began to count a little earlier than that, hence the margin.
-        return self._link.ticked + self._ack_wait - min(0.5, self._ack_wait / 10)
+    def _end_of_lease(self, began: float) -> float:
+        # The server begins to count a little before it writes the message, hence the margin.
+        return began + self._ack_wait - min(0.5, self._ack_wait / 10)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -286,24 +289,29 @@ class StreamSubscription(Subscription):
         graves: list[tuple[int, DeadLetter]] = []
         for index, outcome in enumerate(outcomes):
             receipt = outcome.received.receipt
-            if self._is_lost(receipt):
-                self._lapsed(receipt)
-                results[index] = LeaseLost(f"the lease of message {receipt.seq} of {self._source} has ended")
+            if error := self._lost(receipt):
+                results[index] = error
             elif type(outcome) is DeadLetter:
                 graves.append((index, outcome))
             else:
                 answers.append((index, receipt, answer_to(outcome)))
         if graves:
             for (index, outcome), error in zip(graves, await self._answers.bury([g for _, g in graves]), strict=True):
-                results[index] = error
-                if error is None:
+                results[index] = error or self._lost(outcome.received.receipt)
+                if results[index] is None:
                     answers.append((index, outcome.received.receipt, ACK))
         if answers:
             await self._send_answers(answers, results)
         return results
 
-    def _is_lost(self, receipt: Receipt) -> bool:
-        return self._held.get(receipt.seq) is not receipt or receipt.deadline < self._monotonic()
+    def _is_ours(self, receipt: Receipt) -> bool:
+        return self._held.get(receipt.seq) is receipt and receipt.deadline >= self._monotonic()
+
+    def _lost(self, receipt: Receipt) -> SettleError | None:
+        if self._is_ours(receipt):
+            return None
+        self._lapsed(receipt)
+        return LeaseLost(f"the lease of message {receipt.seq} of {self._source} has ended")
 
     async def _send_answers(self, answers: list[tuple[int, Receipt, bytes]], results: list[SettleError | None]) -> None:
         for _, receipt, _ in answers:
@@ -316,6 +324,7 @@ class StreamSubscription(Subscription):
                 self._forget(receipt)  # it comes again anyway, now or when its lease ends
             else:
                 receipt.answered = False
+                receipt.doubtful = receipt.doubtful or not isinstance(error, NotWritten)
                 results[index] = error
 
     # -- leases -------------------------------------------------------------------------------------------------
@@ -323,31 +332,31 @@ class StreamSubscription(Subscription):
     async def extend(self, received: Sequence[Received], seconds: float) -> Sequence[SettleError | None]:
         """See `Subscription.extend`."""
         receipts: list[Receipt] = [r.receipt for r in received]
-        results: list[SettleError | None] = [None] * len(receipts)
+        results = [self._lost(receipt) for receipt in receipts]
         until = self._monotonic() + seconds
-        kept: list[Receipt] = []
-        for index, receipt in enumerate(receipts):
-            if self._is_lost(receipt):
-                self._lapsed(receipt)
-                results[index] = LeaseLost(f"the lease of message {receipt.seq} of {self._source} has ended")
-            else:
-                receipt.until = max(receipt.until, until)
-                kept.append(receipt)
+        kept = [receipt for receipt, error in zip(receipts, results, strict=True) if error is None]
+        for receipt in kept:
+            receipt.until = max(receipt.until, until)
         await self._renew(kept)
+        for index, receipt in enumerate(receipts):
+            if receipt.deadline < self._monotonic():  # the server read it too late, if anything was written
+                results[index] = self._lost(receipt)
         return results
 
     async def _renew(self, receipts: list[Receipt]) -> None:
         """Begin the server's ``ack_wait`` anew; leases that last longer are renewed again in time."""
         if not receipts:
             return
-        deadline = self._monotonic() + self._ack_wait - min(0.5, self._ack_wait / 10)
+        deadline = self._end_of_lease(self._monotonic())
         try:
-            self._link.use().write([frame(receipt.reply, PROGRESS) for receipt in receipts])
+            self._link.use().write(*[frame(receipt.reply, PROGRESS) for receipt in receipts])
         except errors.Error as exc:
             raise translate(exc, "renewing leases") from exc
         await self._link.sync()
+        now = self._monotonic()
         for receipt in receipts:
-            receipt.deadline = max(deadline, receipt.deadline)
+            if receipt.deadline >= now:  # or it may have been somebody else's that the server has renewed
+                receipt.deadline = max(deadline, receipt.deadline)
 
     async def _renew_in_time(self, receipts: list[Receipt]) -> None:
         try:
@@ -358,7 +367,7 @@ class StreamSubscription(Subscription):
     async def _return_unasked(self, receipts: list[Receipt]) -> None:
         """Give back what nobody asks for: others may want it."""
         try:
-            await self._give_back(sorted(receipts, key=lambda r: r.seq))
+            await self._give_back(receipts)
         except (BrokerError, errors.Error) as exc:
             _log.info("%s: messages given back come again when their lease ends: %s", self._source, exc)
 
@@ -374,18 +383,17 @@ class StreamSubscription(Subscription):
         try:
             for pull in self._pulls:
                 await pull.aclose()
-            now = self._monotonic()
-            mine = sorted((r for r in self._held.values() if r.deadline >= now), key=lambda r: r.seq)
-            await self._give_back(mine)
+            await self._give_back(self._held.values())
         except (BrokerError, errors.Error) as exc:
             _log.info("%s: unsettled messages come again when their lease ends: %s", self._source, exc)
         finally:
             self._held.clear()
             self._buffer.clear()
 
-    async def _give_back(self, receipts: list[Receipt]) -> None:
-        if receipts:
-            self._link.use().write([frame(receipt.reply, NAK) for receipt in receipts])
+    async def _give_back(self, receipts: Iterable[Receipt]) -> None:
+        now = self._monotonic()
+        if mine := sorted((r for r in receipts if r.deadline >= now), key=lambda r: r.seq):
+            self._link.use().write(*[frame(receipt.reply, NAK) for receipt in mine])
             await self._link.sync()
 
     def __repr__(self) -> str:

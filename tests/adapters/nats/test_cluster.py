@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -20,7 +21,16 @@ from tests.adapters.nats.conftest import Kit
 from tests.adapters.nats.load import consume_all, publish_all
 
 
-class Member(NATS):
+class Patient(NATS):
+    """A server that, once it is a lame duck, says so and throws nobody out for as long as a test may take."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        with (self.folder / "nats.conf").open("a") as file:
+            file.write('lame_duck_duration: "300s"\nlame_duck_grace_period: "200s"\n')
+
+
+class Member(Patient):
     """A server of a cluster.
 
     Args:
@@ -38,7 +48,15 @@ class Member(NATS):
         routes = ", ".join(f'"nats://{HOST}:{port}"' for port in self._others)
         with (self.folder / "nats.conf").open("a") as file:
             file.write(f'cluster {{ name: "c", listen: "{HOST}:{self._cluster}", routes: [{routes}] }}\n')
-            file.write('lame_duck_duration: "30s"\nlame_duck_grace_period: "5s"\n')
+
+
+def started(stack, *makers):
+    """Return servers that end with *stack*."""
+    try:
+        made = [make() for make in makers]
+    except BrokerMissing as exc:
+        unavailable(str(exc))
+    return [stack.enter_context(server) for server in made]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +64,8 @@ def members():
     """Three servers that know each other."""
     ports = [free_port() for _ in range(3)]
     with ExitStack() as stack:
-        try:
-            made = [Member(port, [other for other in ports if other != port]) for port in ports]
-        except BrokerMissing as exc:
-            unavailable(str(exc))
-        yield [stack.enter_context(member) for member in made]
+        others = [[other for other in ports if other != port] for port in ports]
+        yield started(stack, *(partial(Member, *both) for both in zip(ports, others, strict=True)))
 
 
 @pytest.fixture
@@ -126,13 +141,31 @@ def test_a_lame_duck_is_left_in_time(kit, members):
             await kit.publish(adapter, kit.message(queue, "before"))
             duck = server_of(adapter, members)
             os.kill(duck.pid, signal.SIGUSR2)  # what `nats-server --signal ldm` sends
-            await kit.until(lambda: server_of(adapter, members) not in {None, duck})
+            await kit.until(lambda: server_of(adapter, members) not in {None, duck}, within=60)
             assert duck.running
             await publish_all(kit, adapter, [kit.message(queue, "after")])
             assert set(await consume_all(kit, subscription, ["before", "after"])) == {"before", "after"}
             await asyncio.to_thread(duck.kill)
 
     kit.run(body(), within=100)
+
+
+def test_a_lame_duck_that_knows_no_other_server_is_left_for_one_of_the_url():
+    """Servers need not tell clients of each other (``no_advertise``), or even know each other."""
+
+    async def body(servers):
+        url = "nats://" + ",".join(f"{HOST}:{server.port}" for server in servers)
+        async with kit.adapter(url=url) as adapter:
+            duck = server_of(adapter, servers)
+            os.kill(duck.pid, signal.SIGUSR2)
+            await kit.until(lambda: server_of(adapter, servers) not in {None, duck}, within=60)
+            assert duck.running
+            await asyncio.to_thread(duck.kill)
+
+    with ExitStack() as stack:
+        servers = started(stack, Patient, Patient)
+        kit = Kit(servers[0])
+        kit.run(body(servers), within=100)
 
 
 def test_servers_that_are_not_in_the_url_are_found(kit, members):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -188,6 +189,186 @@ def test_messages_that_nobody_asks_for_go_to_others(kit, keyed):
             await kit.publish(busy, kit.message(queue, "later", "k"))
             await other.aclose()
             await kit.ack(hoarder, await kit.receive(hoarder, 1))
+
+    kit.run(body())
+
+
+def test_what_comes_back_untried_goes_before_what_is_ready(kit):
+    async def body():
+        queue = kit.queue(keyed=True)
+        source = Source(queue)
+        async with kit.adapter(queue, source, query="&partitions=1") as adapter:
+            subscription = await kit.consumer(adapter, source)
+            await kit.publish(adapter, *(kit.message(queue, f"m{i}", "k") for i in range(4)))
+            (first,) = await kit.receive(subscription, 1)
+            await kit.until(lambda: len(subscription._buffer) == 3)
+            assert await subscription.settle([Nack(first, counted=False)]) == [None]
+            again = await kit.receive(subscription, 4)
+            assert kit.texts(again) == ["m0", "m1", "m2", "m3"]
+            await kit.ack(subscription, again)
+
+    kit.run(body())
+
+
+def test_what_is_given_back_one_by_one_comes_back_in_order(kit):
+    """The later one first: it waits for the earlier one, which may be given back as well."""
+
+    async def body():
+        queue = kit.queue(keyed=True)
+        source = Source(queue)
+        async with kit.adapter(queue, source) as adapter:
+            await kit.publish(adapter, kit.message(queue, "m0", "k"), kit.message(queue, "m1", "k"))
+            subscription = await kit.consumer(adapter, source)
+            first, second = await kit.receive(subscription, 2)
+            assert await subscription.settle([Nack(second, counted=False)]) == [None]
+            assert await subscription.receive(2, 0.2) == []
+            assert await subscription.settle([Nack(first, counted=False)]) == [None]
+            again = await kit.receive(subscription, 2)
+            assert kit.texts(again) == ["m0", "m1"]
+
+            await subscription.settle([Nack(again[1], counted=False)])
+            await kit.ack(subscription, again[:1])
+            assert kit.texts(await kit.receive(subscription, 1)) == ["m1"]
+
+    kit.run(body())
+
+
+def test_a_new_owner_waits_although_messages_come_while_it_looks(kit, monkeypatch):
+    """One that came after the server counted is not among the counted: the former owner's is."""
+
+    async def body():
+        queue = kit.queue(keyed=True)
+        source = Source(queue)
+        async with kit.adapter(queue, source) as first, kit.adapter() as second:
+            former = await kit.consumer(first, source)
+            await kit.publish(first, kit.message(queue, "m0", "k"))
+            held = await kit.receive(former, 1)
+            owner = await kit.consumer(second, source)
+            look, looks = owner._tools.provisioner.info, 0
+
+            async def look_slowly(work):
+                nonlocal looks
+                found = await look(work)
+                if work is held_in.work and found["num_ack_pending"] > 1:
+                    looks += 1
+                    if looks == 1:
+                        await kit.publish(first, kit.message(queue, "m2", "k"))
+                        await kit.until(lambda: len(owner._held) == 2)
+                return found
+
+            monkeypatch.setattr(owner._tools.provisioner, "info", look_slowly)
+            held_in = next(pull for pull in owner._pulls if pull.work.name == held[0].receipt.pull.work.name)
+            receiving = asyncio.create_task(kit.receive(owner, 2))
+            await former._try_to_release(held[0].receipt.pull)
+            await kit.publish(first, kit.message(queue, "m1", "k"))
+
+            await kit.until(lambda: looks > 2 or receiving.done())
+            assert not receiving.done()
+            await kit.ack(former, held)
+            assert kit.texts(await receiving) == ["m1", "m2"]
+
+    kit.run(body())
+
+
+def test_a_message_that_may_be_acked_is_nobodys(kit, monkeypatch):
+    """What a new owner counts as its own must be pending: another's message stands for it among those counted."""
+
+    async def lost():
+        raise BrokerUnavailable("the connection was lost after the ack had gone out")
+
+    async def body():
+        queue = kit.queue(keyed=True)
+        source = Source(queue)
+        async with kit.adapter(queue, source) as first, kit.adapter() as second:
+            owner, other = await kit.consumer(first, source), await kit.consumer(second, source)
+            await kit.publish(first, kit.message(queue, "m0", "k"))
+            (doubtful,) = await kit.receive(owner, 1)
+            with monkeypatch.context() as patch:
+                patch.setattr(first._link, "sync", lost)
+                (error,) = await owner.settle([Ack(doubtful)])
+            assert isinstance(error, SettleError)
+            await owner._try_to_release(doubtful.receipt.pull)
+            await kit.publish(first, kit.message(queue, "m1", "k"))
+            held = await kit.receive(other, 1)
+
+            look, looks = owner._tools.provisioner.info, 0
+
+            async def count(work):
+                nonlocal looks
+                looks += work is doubtful.receipt.pull.work and bool(owner._own(doubtful.receipt.pull))
+                return await look(work)
+
+            monkeypatch.setattr(owner._tools.provisioner, "info", count)
+            receiving = asyncio.create_task(kit.receive(owner, 1))
+            await other._try_to_release(held[0].receipt.pull)
+            await kit.publish(first, kit.message(queue, "m2", "k"))
+            await kit.until(lambda: looks > 2 or receiving.done())
+            assert not receiving.done()
+            await kit.ack(other, held)
+            assert kit.texts(await receiving) == ["m2"]
+
+    kit.run(body())
+
+
+def test_a_new_owner_waits_although_the_former_one_has_acked_late_what_is_the_new_ones(kit, monkeypatch):
+    """The server counts one less then: another message, which is still the former owner's, must not go unseen."""
+
+    async def body():
+        queue = kit.queue(keyed=True)
+        source = Source(queue)
+        async with kit.adapter(queue, source) as first, kit.adapter() as second, kit.plain() as client:
+            former = await kit.consumer(first, source, lease=2.0)
+            await kit.publish(first, kit.message(queue, "m0", "k"), kit.message(queue, "m1", "k"))
+            lapsing, kept = await kit.receive(former, 2)
+            assert await former.extend([kept], 30.0) == [None]
+
+            owner = await kit.consumer(second, source, lease=30.0)
+            look, looks = owner._tools.provisioner.info, 0
+
+            async def count(work):
+                nonlocal looks
+                looks += work.name == lapsing.receipt.pull.work.name
+                return await look(work)
+
+            monkeypatch.setattr(owner._tools.provisioner, "info", count)
+            receiving = asyncio.create_task(kit.receive(owner, 2))
+            await kit.until(lambda: len(owner._held) == 1)  # m0, whose lease has ended
+            await kit.publish(first, kit.message(queue, "m2", "k"))
+            await kit.until(lambda: len(owner._held) == 2)
+            await client.publish(lapsing.receipt.reply, b"+ACK")
+            await client.flush()
+            seen = looks
+            await kit.until(lambda: looks > seen + 2 or receiving.done())
+            assert not any(receipt.handed for receipt in owner._held.values())
+            await kit.ack(former, [kept])
+            assert kit.texts(await receiving) == ["m0", "m2"]
+
+    kit.run(body())
+
+
+def test_what_is_on_its_way_when_a_pull_begins_anew_is_not_overtaken(kit):
+    async def elsewhere(message):
+        async with kit.adapter() as other:
+            await kit.publish(other, message)
+
+    async def body():
+        queue = kit.queue(keyed=True)
+        source = Source(queue)
+        async with kit.adapter(queue, source) as adapter:
+            subscription = await kit.consumer(adapter, source)
+            await kit.publish(adapter, kit.message(queue, "m0", "k"))
+            first = await kit.receive(subscription, 1)
+            await kit.ack(subscription, first)
+            pull = first[0].receipt.pull
+            receiving = asyncio.create_task(kit.receive(subscription, 2))
+            await kit.until(lambda: pull.outstanding)
+
+            publishing = threading.Thread(target=asyncio.run, args=[elsewhere(kit.message(queue, "m1", "k"))])
+            publishing.start()
+            publishing.join()  # this event loop stands still, and has yet to read what came
+            await pull.start()
+            await kit.publish(adapter, kit.message(queue, "m2", "k"))
+            assert kit.texts(await receiving) == ["m1", "m2"]
 
     kit.run(body())
 

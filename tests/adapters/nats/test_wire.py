@@ -134,6 +134,12 @@ def test_native_options_that_make_no_sense_are_refused(kind, native, says):
         Names("p", 4).place(Address(kind, "x", native=native))
 
 
+def test_an_earlier_attempt_that_is_not_decided_yet_is_tried_again():
+    error = {"code": 409, "err_code": 10158, "description": "duplicate message id is in process"}
+
+    assert refused(error, "orders", 1, 100).retryable
+
+
 def test_a_queue_is_never_on_core_nats():
     with pytest.raises(UnsupportedFeature, match="durable=False"):
         Names("p", 4).place(Address(Kind.QUEUE, "x", native={"durable": False}))
