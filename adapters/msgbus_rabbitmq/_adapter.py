@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -200,6 +200,16 @@ class RabbitMQAdapter(Adapter):
         for index, failure in zip(parcels, await self._publisher.send(list(parcels.values())), strict=True):
             results[index] = failure
         return results
+
+    def post(self, outgoing: Outgoing, done: Callable[[PublishError | None], None]) -> bool:
+        """See `Adapter.post`."""
+        if len(outgoing.body) > self._options.max_body:
+            return False
+        try:
+            parcel = self._parcel(outgoing)
+        except (ConfigError, ChannelError):
+            return False  # `publish` says why
+        return self._publisher.post(parcel, done)
 
     def _parcel(self, outgoing: Outgoing) -> Parcel:
         route = self._layout.route(outgoing.target, outgoing.headers)

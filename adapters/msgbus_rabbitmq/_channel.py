@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,17 @@ from amqp.serialization import dumps, loads
 if TYPE_CHECKING:
     from msgbus_rabbitmq._wire import Wire
 
-__all__ = ["BODY", "CLOSE_TIMEOUT", "HEADER", "METHOD", "Channel", "Signature", "frame", "method_payload"]
+__all__ = [
+    "CLOSE_TIMEOUT",
+    "DELIVER",
+    "METHOD",
+    "Channel",
+    "Signature",
+    "content_frames",
+    "frame",
+    "method_payload",
+    "whole_content",
+]
 
 Signature = tuple[int, int]
 METHOD, HEADER, BODY = 1, 2, 3
@@ -30,7 +40,10 @@ _FRAME = Struct(">BHI")
 _METHOD = Struct(">HH")
 _BODY_SIZE = Struct(">Q")
 _CONFIRM = Struct(">QB")
-_DELIVER, _RETURN, _ACK, _NACK = (
+_CONTENT = Struct(">BHIHHQ")  # a content header's frame, as far as the size of the body
+_NEXT = Struct(">BBHI")  # a frame's end and the next one's beginning
+_END = b"\xce"
+DELIVER, _RETURN, _ACK, _NACK = (
     _METHOD.pack(*method) for method in (spec.Basic.Deliver, spec.Basic.Return, spec.Basic.Ack, spec.Basic.Nack)
 )
 _ARGUMENTS: dict[Signature, str] = {
@@ -57,6 +70,38 @@ def method_payload(method: Signature, form: str = "", *arguments: Any) -> bytes:
     """Return a method frame's payload; *form* is py-amqp's notation of the arguments' types."""
     encoded: bytes = dumps(form, arguments) if form else b""
     return _METHOD.pack(*method) + encoded
+
+
+def content_frames(channel: int, method: bytes, header: bytes, body: bytes, chunk: int) -> Sequence[bytes]:
+    """Return the frames of a method with content, in parts; no frame holds more than *chunk* bytes of the body."""
+    size = len(body)
+    if 0 < size <= chunk:  # as nearly always
+        start = _FRAME.pack(METHOD, channel, len(method))
+        middle = _NEXT.pack(0xCE, HEADER, channel, len(header))
+        return start, method, middle, header, _NEXT.pack(0xCE, BODY, channel, size), body, _END
+    frames = [*frame(METHOD, channel, method), *frame(HEADER, channel, header)]
+    for offset in range(0, size, chunk):
+        frames += frame(BODY, channel, body[offset : offset + chunk])
+    return frames
+
+
+def whole_content(data: bytes, offset: int, channel: int) -> tuple[bytes, bytes, int] | None:
+    """Return the content header and the body that begin at *offset*, and where they end.
+
+    Returns:
+        None if not all is there, on *channel* and in one frame each: then `Channel.on_frame` takes frame by frame.
+    """
+    end = len(data)
+    if end - offset < _CONTENT.size:
+        return None
+    kind, number, size, _, _, length = _CONTENT.unpack_from(data, offset)
+    stop = offset + 7 + size
+    last = stop + 8 + length
+    if (kind, number) != (HEADER, channel) or last >= end:
+        return None
+    if _NEXT.unpack_from(data, stop) != (0xCE, BODY, channel, length):
+        return None
+    return data[offset + 7 : stop], data[stop + 8 : last], last + 1
 
 
 class Channel:
@@ -123,7 +168,7 @@ class Channel:
         """Take one frame."""
         if kind == METHOD:
             method = payload[:4]
-            if method in (_DELIVER, _RETURN):
+            if method in (DELIVER, _RETURN):
                 self._method = payload
             elif method in (_ACK, _NACK):
                 tag, bits = _CONFIRM.unpack_from(payload, 4)
@@ -147,7 +192,7 @@ class Channel:
                 self._on_content(payload)
 
     def _on_content(self, body: bytes) -> None:
-        if self._method.startswith(_DELIVER):
+        if self._method.startswith(DELIVER):
             self.on_delivery(self._method, self._header, body)
         else:
             self.on_return(loads("Bsss", self._method, 4)[0], self._header, body)

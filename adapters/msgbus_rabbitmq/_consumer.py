@@ -17,7 +17,8 @@ from msgbus_rabbitmq._errors import reason, translate
 from msgbus_rabbitmq._lanes import Receipt
 from msgbus_rabbitmq._layout import Layout
 from msgbus_rabbitmq._link import Link
-from msgbus_rabbitmq._message import CHANNEL, Delivered, read_headers
+from msgbus_rabbitmq._message import CHANNEL, Delivered
+from msgbus_rabbitmq._reader import Reader
 
 __all__ = ["Consumer"]
 
@@ -25,6 +26,9 @@ _REPLY_LIFE = 60_000
 """Milliseconds a reply queue outlives its process. Shorter loses replies while its connection is being repaired."""
 _RETURN_TIMEOUT = 1.0
 """Seconds that the broker gets to take back what a closed channel held."""
+_ANSWERS = 0.01
+"""Seconds that answers which were taken wait to be acked, all together. Longer brings more of them again, to be
+ignored, after a lost connection; shorter costs the broker and us a packet for each few."""
 _TAG = Struct(">Q")
 _SETTLE = Struct(">BHIHHQBB")  # frame header, method, delivery tag, bits, frame end
 
@@ -39,6 +43,7 @@ class Consumer:
         queue: Its queue, or one of them.
         prefetch: The most messages to hold.
         on_message: Called with each message.
+        on_answer: Called with each answer to a request; True says that it is done with.
         on_lost: Called when the channel is lost, or the broker cancels the consumer.
 
     Attributes:
@@ -54,6 +59,7 @@ class Consumer:
         prefetch: int,
         *,
         on_message: Callable[[Received], None],
+        on_answer: Callable[[Received], bool],
         on_lost: Callable[[], None],
     ) -> None:
         self.queue = queue
@@ -61,14 +67,20 @@ class Consumer:
         self.trouble = "not connected yet"
         self._link = link
         self._source = source
+        self._address = source.address
+        self._one_name = source.address.kind is not Kind.TOPIC
         self._prefetch = prefetch
         self._on_message = on_message
+        self._on_answer = on_answer
         self._on_lost = on_lost
         self._channel: Channel | None = None
         self._lost = False
         self._epoch = 0
         self._tag = ""
+        self._read = Reader()
         self._held: dict[int, None] = {}
+        self._done: list[int] = []  # answers that are yet to be acked, held as long
+        self._acking: asyncio.TimerHandle | None = None
         self._returning = 0  # messages that were requeued and have not come back to us
 
     @property
@@ -98,10 +110,11 @@ class Consumer:
         channel: Channel | None = None
         try:
             channel = self._channel = await (await self._link.ready()).channel()
-            channel.on_delivery = partial(self._on_delivery, epoch)
+            is_reply = self._source.address.kind is Kind.REPLY
+            channel.on_delivery = partial(self._on_reply if is_reply else self._on_delivery, epoch)
             channel.on_cancel = lambda tag: self._lose(epoch, ConsumerCancelled(f"the broker cancelled {tag!r}"))
             channel.closed.add_done_callback(lambda closed: self._lose(epoch, closed.result()))
-            if self._source.address.kind is Kind.REPLY:
+            if is_reply:
                 await self._declare_reply_queue(channel)
             await channel.call(spec.Basic.Qos, "lBb", 0, self._prefetch, False)
             (self._tag,) = await channel.call(
@@ -124,6 +137,10 @@ class Consumer:
         channel, self._channel = self._channel, None
         self._epoch += 1
         self._held.clear()
+        self._done.clear()
+        if self._acking is not None:
+            self._acking.cancel()
+            self._acking = None
         self._returning = 0
         if channel is not None:
             await channel.aclose()
@@ -169,46 +186,71 @@ class Consumer:
             return
         size = method[4]
         (tag,) = _TAG.unpack_from(method, 5 + size)
-        headers, own = read_headers(header)
+        headers, own = self._read(header)
         self._held[tag] = None
+        receipt = Receipt(epoch, tag, self.queue)
         if self._returning and method[13 + size] & 1:  # redelivered
             self._returning -= 1
-        received = Received(
-            body,
-            headers,
-            self._deliveries(own),
-            self._published_to(own, method, 14 + size),
-            receipt=Receipt(epoch, tag, self.queue),
-            raw=Delivered(method, header, body),
-        )
-        self._on_message(received)
+        channel = self._address.name if self._one_name else self._published_to(own, method, 14 + size)
+        deliveries = self._deliveries(own) if self.counts else 0
+        raw = Delivered(method, header, body)
+        self._on_message(Received(body, headers, deliveries, channel, receipt=receipt, raw=raw))
+
+    def _on_reply(self, epoch: int, method: bytes, header: bytes, body: bytes) -> None:
+        """Offer an answer to who waits for it; nobody looks at where it came from."""
+        if epoch != self._epoch or self._lost:
+            return
+        (tag,) = _TAG.unpack_from(method, 5 + method[4])
+        received = Received(body, self._read(header)[0])
+        self._held[tag] = None
+        if self._on_answer(received):
+            self._done.append(tag)
+            if self._acking is None:
+                self._acking = asyncio.get_running_loop().call_later(_ANSWERS, self._ack_answers)
+        else:
+            received.receipt = Receipt(epoch, tag, self.queue)
+            self._on_message(received)
+
+    def _ack_answers(self) -> None:
+        self._acking = None
+        done, self._done = self._done, []
+        if self.is_open:
+            self._ack(done)
 
     def _deliveries(self, own: dict[str, Any]) -> int:
-        if not self.counts:
-            return 0
         count = own.get("x-acquired-count", own.get("x-delivery-count", 0))
         return 1 + count if isinstance(count, int) else 1
 
     def _published_to(self, own: dict[str, Any], method: bytes, offset: int) -> str:
-        address = self._source.address
-        if address.kind is not Kind.TOPIC:
-            return address.name
         if CHANNEL in own:
             return str(own[CHANNEL])
         size = method[offset]
         if not size:  # the default exchange: sent to this very queue
-            return address.name
+            return self._address.name
         offset += 1 + size
         return method[offset + 1 : offset + 1 + method[offset]].decode()
 
     # -- settling -----------------------------------------------------------------------------------------------
 
+    def ack_all(self, receipts: list[Receipt]) -> bool:
+        """Ack messages if we hold all of them; return whether we do."""
+        epoch, tags = self._epoch, [receipt.tag for receipt in receipts]
+        if not self.is_open or {receipt.epoch for receipt in receipts} != {epoch}:
+            return False
+        if len({*tags}) < len(tags) or not self._held.keys() >= {*tags}:
+            return False
+        self._ack(tags)
+        return True
+
     def ack(self, receipts: list[Receipt]) -> None:
-        """Ack messages we hold: up to the lowest one still open with one frame, what is beyond it one by one."""
+        """Ack messages we hold."""
+        self._ack([receipt.tag for receipt in receipts])
+
+    def _ack(self, tags: list[int]) -> None:
+        """Ack up to the lowest one still open with one frame, what is beyond it one by one."""
         held = self._held
-        for receipt in receipts:
-            del held[receipt.tag]
-        tags = [receipt.tag for receipt in receipts]
+        for tag in tags:
+            del held[tag]
         lowest = next(iter(held), None)
         contiguous = max((tag for tag in tags if lowest is None or tag < lowest), default=0)
         if contiguous:

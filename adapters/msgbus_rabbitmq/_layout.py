@@ -37,6 +37,8 @@ TICK = 100
 LEVELS = 24
 """Parking queues; each holds messages twice as long as the one before."""
 MAX_DELAY = 14 * 86_400.0
+_ROUTES = 10_000
+"""Routes that are remembered."""
 _DIGITS = 7
 """Significant bits of a delay: at most so many hops, and less than 1.6 % late."""
 DUE, DUE_QUEUES, LOST = "msgbus:due", "msgbus:due:queues", "msgbus:lost"
@@ -106,6 +108,7 @@ class Layout:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._routes: dict[Any, tuple[Mapping[str, Any], Route]] = {}
+        self._latest: dict[int, tuple[Address | Source, Route]] = {}  # by identity: most come from the same few objects
 
     def native(self, address: Address) -> Native:
         """Return an address's native options."""
@@ -167,16 +170,24 @@ class Layout:
 
     def route(self, target: Address | Source, headers: Mapping[str, str]) -> Route:
         """Return where a message goes."""
+        latest = self._latest.get(id(target))
+        if latest is not None and latest[0] is target:
+            return latest[1]
         source = target if isinstance(target, Source) else None
         address = target.address if isinstance(target, Source) else target
         part = partition_of(headers, self.options.partitions) if self.is_keyed(address) else None
         cached = self._routes.get((target, part))
         if cached is not None and cached[0] is address.native:
-            return cached[1]
-        route = self._route(address, part) if source is None else self._route_to(source, part)
-        if len(self._routes) > 10_000:
-            self._routes.clear()  # reply addresses come and go
-        self._routes[target, part] = address.native, route
+            route = cached[1]
+        else:
+            route = self._route(address, part) if source is None else self._route_to(source, part)
+            if len(self._routes) > _ROUTES:
+                self._routes.clear()  # reply addresses come and go
+            self._routes[target, part] = address.native, route
+        if part is None:
+            if len(self._latest) > _ROUTES:
+                self._latest.clear()
+            self._latest[id(target)] = target, route
         return route
 
     def is_keyed(self, address: Address) -> bool:

@@ -19,7 +19,7 @@ from amqp.serialization import decode_properties_basic, loads
 
 from msgbus.adapter import CONTENT_TYPE, CORRELATION_ID, ID, REPLY_TO, SOURCE, TIME, TYPE
 
-__all__ = ["CHANNEL", "DELAY", "PARTITION", "Delivered", "encode_content", "read_headers"]
+__all__ = ["CHANNEL", "DELAY", "PARTITION", "Delivered", "encode_content", "read_headers", "spans"]
 
 CHANNEL = "x-msgbus-channel"
 """On copies that travel past the topic exchange: the topic the message was published to."""
@@ -111,11 +111,12 @@ def encode_content(
 class Delivered(Message):  # type: ignore[misc]
     """py-amqp's own message, decoded when somebody looks at it (`Received.raw`)."""
 
+    channel = None
+
     def __init__(self, method: bytes, header: bytes, body: bytes) -> None:
         self._method = method
         self._header = header
         self.body = body
-        self.channel = None
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -182,6 +183,41 @@ def _read_table(data: bytes, start: int, headers: dict[str, str], own: dict[str,
             _read_mixed_table(data, start, headers, own)
             break
     return stop
+
+
+def spans(header: bytes) -> list[tuple[str, int, int]]:
+    """Return where a content header's values are, with the headers they become; without a name what becomes none.
+
+    What is the broker's or ours in the table is left out; nothing is returned for a table with more than texts.
+    """
+    found: list[tuple[str, int, int]] = []
+    offset = 14
+    for flag, name in _present(header[12] << 8 | header[13]):
+        if flag == _HEADERS:
+            start, offset = offset + 4, offset + 4 + _LONG.unpack_from(header, offset)[0]
+            while start < offset:
+                after = start + 1 + header[start]
+                entry, ours = _known(header[start + 1 : after])
+                if header[after] == _TEXT:
+                    begin = after + 5
+                    start = begin + _LONG.unpack_from(header, after + 1)[0]
+                    if not ours:
+                        found.append((entry, begin, start))
+                elif ours and header[after] == _LONG_INTEGER:
+                    start = after + 9
+                else:
+                    return []
+        elif flag == _TIMESTAMP:
+            found.append(("", offset, offset + 8))
+            offset += 8
+        elif flag & _ONE_OCTET:
+            offset += 1
+        else:
+            stop = offset + 1 + header[offset]
+            if name:
+                found.append((name, offset + 1, stop))
+            offset = stop
+    return found
 
 
 def _read_mixed_table(data: bytes, start: int, headers: dict[str, str], own: dict[str, Any]) -> None:

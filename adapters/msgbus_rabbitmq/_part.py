@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from msgbus.adapter import KEY, Clock, Nack, Received
+from msgbus.adapter import KEY, Ack, Clock, Nack, Outcome, Received
 from msgbus.errors import MsgbusError, TopologyError
 from msgbus_rabbitmq._consumer import Consumer
 from msgbus_rabbitmq._lanes import Lanes, Receipt
@@ -24,9 +24,10 @@ class Part:
     """One queue, consumed for as long as the subscription lives.
 
     Args:
-        make: Makes the consumer, given what to call with each message and when it is lost.
+        make: Makes the consumer, given what to call with each message, with answers, and when it is lost.
         keyed: Whether to keep order per key.
         clock: For delays.
+        offer: Called with a message before which nothing waits; True says that it is taken.
         wake: Called when there is something to take, or the consumer is lost.
         repair: Declares the queue again.
 
@@ -36,17 +37,19 @@ class Part:
 
     def __init__(
         self,
-        make: Callable[[Callable[[Received], None], Callable[[], None]], Consumer],
+        make: Callable[[Callable[[Received], None], Callable[[Received], bool], Callable[[], None]], Consumer],
         *,
         keyed: bool,
         clock: Clock,
+        offer: Callable[[Received], bool],
         wake: Callable[[], None],
         repair: Callable[[], Awaitable[None]],
     ) -> None:
-        self.consumer = make(self._on_message, self._on_lost)
+        self.consumer = make(self._on_message, self._on_answer, self._on_lost)
         self.active = False
         self._lanes = Lanes() if keyed else None
         self._clock = clock
+        self._offer = offer
         self._wake = wake
         self._repair = repair
         self._ready: deque[Received] = deque()
@@ -140,9 +143,12 @@ class Part:
         if self._lanes is not None and (key := received.headers.get(KEY)) is not None:
             received.receipt.key = key
             self._hand_out(self._lanes.arrive(received, self._clock.monotonic()))
-        else:
+        elif self._ready or not self._offer(received):
             self._ready.append(received)
             self._wake()
+
+    def _on_answer(self, received: Received) -> bool:
+        return not self._ready and self._offer(received)
 
     def _hand_out(self, messages: list[Received]) -> None:
         if messages:
@@ -150,6 +156,12 @@ class Part:
             self._wake()
 
     # -- settling -----------------------------------------------------------------------------------------------
+
+    def ack_all(self, outcomes: Sequence[Outcome]) -> bool:
+        """Ack messages that have no key, if nothing else is to be done with any of them; return whether it was."""
+        if self._lanes is not None or {*map(type, outcomes)} != {Ack}:
+            return False
+        return self.consumer.ack_all([outcome.received.receipt for outcome in outcomes])
 
     def ack(self, receipts: list[Receipt]) -> None:
         """Ack messages that the consumer holds."""

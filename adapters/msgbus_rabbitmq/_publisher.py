@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from amqp import spec
@@ -19,7 +20,7 @@ from msgbus.errors import (
     PublishRejected,
     Unroutable,
 )
-from msgbus_rabbitmq._channel import BODY, HEADER, METHOD, Channel, frame
+from msgbus_rabbitmq._channel import Channel, content_frames
 from msgbus_rabbitmq._errors import Interrupted, reason, translate
 from msgbus_rabbitmq._layout import Route
 from msgbus_rabbitmq._link import Link
@@ -27,6 +28,7 @@ from msgbus_rabbitmq._message import encode_content, read_headers
 
 __all__ = ["Parcel", "Publisher"]
 
+Done = Callable[[PublishError | None], None]
 _WINDOW = 2000
 """Messages unconfirmed at once. Smaller stalls while the broker syncs its disk; larger only costs memory."""
 
@@ -54,6 +56,23 @@ class Publisher:
         self._clock = clock
         self._line: _Line | None = None
         self._opening = asyncio.Lock()
+        self._waiting = 0  # calls of `send` that are not all written yet
+
+    def post(self, parcel: Parcel, done: Done) -> bool:
+        """Publish at once, if that needs no waiting; *done* is told what `send` would return for the message.
+
+        Returns:
+            False if it would have to wait, or cannot be encoded: then *done* is never called.
+        """
+        line = self._line
+        if line is None or self._waiting or not line.channel.is_open or not line.has_room:
+            return False
+        try:
+            frames = _encode(line.channel, parcel, int(self._clock.now()))
+        except (NotSent, ValueError):
+            return False  # `send` says why
+        line.write(frames, done, parcel)
+        return True
 
     async def send(self, parcels: Sequence[Parcel]) -> list[PublishError | None]:
         """Publish; return each message's own result once the broker has confirmed or refused all.
@@ -63,8 +82,16 @@ class Publisher:
         """
         if not parcels:
             return []
-        line = await self._open()
         job = _Job(len(parcels))
+        self._waiting += 1
+        try:
+            await self._write(await self._open(), parcels, job)
+        finally:
+            self._waiting -= 1
+        await job.done
+        return job.results
+
+    async def _write(self, line: _Line, parcels: Sequence[Parcel], job: _Job) -> None:
         timestamp = int(self._clock.now())
         for index, parcel in enumerate(parcels):
             if not line.has_room:
@@ -73,7 +100,7 @@ class Publisher:
                 self._interrupt(line, job, index)
                 break
             try:
-                frames = self._encode(line.channel, parcel, timestamp)
+                frames = _encode(line.channel, parcel, timestamp)
             except NotSent as exc:
                 job.resolve(index, exc)
             except ValueError as exc:
@@ -81,9 +108,7 @@ class Publisher:
                 error.__cause__ = exc
                 job.resolve(index, error)
             else:
-                line.write(frames, job, index, parcel)
-        await job.done
-        return job.results
+                line.write(frames, partial(job.resolve, index), parcel)
 
     async def _open(self) -> _Line:
         if self._line is not None and self._line.channel.is_open:
@@ -98,30 +123,6 @@ class Publisher:
                     raise translate(exc, "cannot publish") from exc
                 self._line = _Line(channel)
             return self._line
-
-    def _encode(self, channel: Channel, parcel: Parcel, timestamp: int) -> list[bytes]:
-        body, route = parcel.body, parcel.route
-        size = len(body)
-        native = route.native
-        content = encode_content(
-            {**parcel.headers, **route.extra} if route.extra else parcel.headers,
-            size,
-            timestamp=timestamp,
-            persistent=route.persistent,
-            priority=native.priority,
-            expiration=None if native.expiration is None else str(native.expiration),
-        )
-        number = channel.number
-        chunk = channel.wire.frame_max - 8
-        if len(content) > chunk:
-            raise PublishRejected(f"the headers take {len(content)} bytes, more than the broker's frame of {chunk}")
-        frames = [*frame(METHOD, number, route.method), *frame(HEADER, number, content)]
-        if 0 < size <= chunk:
-            frames += frame(BODY, number, body)
-        elif size:
-            for start in range(0, size, chunk):
-                frames += frame(BODY, number, body[start : start + chunk])
-        return frames
 
     def _interrupt(self, line: _Line, job: _Job, first: int) -> None:
         why = reason(line.channel.closed.result())
@@ -149,13 +150,36 @@ class _Job:
             self.done.set_result(None)
 
 
+def _encode(channel: Channel, parcel: Parcel, timestamp: int) -> Sequence[bytes]:
+    """Return a message's frames, in parts.
+
+    Raises:
+        PublishRejected: Its headers are too long.
+        ValueError: They cannot be encoded.
+    """
+    body, route = parcel.body, parcel.route
+    native = route.native
+    content = encode_content(
+        {**parcel.headers, **route.extra} if route.extra else parcel.headers,
+        len(body),
+        timestamp=timestamp,
+        persistent=route.persistent,
+        priority=native.priority,
+        expiration=None if native.expiration is None else str(native.expiration),
+    )
+    chunk = channel.wire.frame_max - 8
+    if len(content) > chunk:
+        raise PublishRejected(f"the headers take {len(content)} bytes, more than the broker's frame of {chunk}")
+    return content_frames(channel.number, route.method, content, body, chunk)
+
+
 class _Line:
     """A confirming channel and what is unconfirmed on it, by delivery tag."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._tag = 0
-        self._pending: dict[int, tuple[_Job, int, Parcel]] = {}
+        self._pending: dict[int, tuple[Done, Parcel]] = {}
         self._returned: dict[int, str] = {}
         self._room = asyncio.Event()
         channel.on_confirm = self._on_confirm
@@ -175,9 +199,9 @@ class _Line:
             else:
                 await self.channel.wire.flowing()
 
-    def write(self, frames: list[bytes], job: _Job, index: int, parcel: Parcel) -> None:
+    def write(self, frames: Sequence[bytes], done: Done, parcel: Parcel) -> None:
         self._tag += 1
-        self._pending[self._tag] = job, index, parcel
+        self._pending[self._tag] = done, parcel
         self.channel.wire.write(*frames)
 
     def _on_confirm(self, tag: int, multiple: bool, accepted: bool) -> None:
@@ -188,20 +212,24 @@ class _Line:
                 if unconfirmed > tag:
                     break
                 tags.append(unconfirmed)
-            for unconfirmed in tags:
-                self._resolve(unconfirmed, accepted)
+            if accepted and not self._returned:
+                for unconfirmed in tags:
+                    pending.pop(unconfirmed)[0](None)
+            else:
+                for unconfirmed in tags:
+                    self._resolve(unconfirmed, accepted)
         elif tag in pending:
             self._resolve(tag, accepted)
         self._room.set()
 
     def _resolve(self, tag: int, accepted: bool) -> None:
-        job, index, _ = self._pending.pop(tag)
+        done, _ = self._pending.pop(tag)
         error: PublishError | None = None
         if self._returned and (text := self._returned.pop(tag, None)):
             error = Unroutable(text)
         elif not accepted:
             error = PublishRejected("the broker refused the message: a queue it belongs to is full or not available")
-        job.resolve(index, error)
+        done(error)
 
     def _on_return(self, arguments: list[Any], header: bytes, body: bytes) -> None:
         """Note which message came back; its confirm is still to come.
@@ -211,7 +239,7 @@ class _Line:
         """
         code, text, exchange, key = arguments
         returned_id = read_headers(header)[0].get(ID)
-        for tag, (_, _, parcel) in self._pending.items():
+        for tag, (_, parcel) in self._pending.items():
             route = parcel.route
             if (
                 tag not in self._returned
@@ -225,8 +253,8 @@ class _Line:
 
     def _on_closed(self, why: BaseException) -> None:
         pending, self._pending = self._pending, {}
-        for job, index, parcel in pending.values():
-            job.resolve(index, _verdict(why, parcel))
+        for done, parcel in pending.values():
+            done(_verdict(why, parcel))
         self._room.set()
 
 

@@ -19,7 +19,16 @@ from amqp.exceptions import ConnectionError as AMQPConnectionError
 from amqp.exceptions import ConnectionForced, error_for_code
 from amqp.serialization import loads
 
-from msgbus_rabbitmq._channel import CLOSE_TIMEOUT, METHOD, Channel, Signature, frame, method_payload
+from msgbus_rabbitmq._channel import (
+    CLOSE_TIMEOUT,
+    DELIVER,
+    METHOD,
+    Channel,
+    Signature,
+    frame,
+    method_payload,
+    whole_content,
+)
 
 __all__ = ["Login", "Wire"]
 
@@ -28,6 +37,8 @@ _METHOD = Struct(">HH")
 _HEARTBEAT = b"".join(frame(8, 0, b""))
 _FRAME_MAX = 131_072
 _CHANNEL_MAX = 2047
+_COALESCED = 64 * 1024
+"""Bytes that are collected before they leave: more would keep the broker waiting while a batch is being encoded."""
 _WRITE_BUFFER = 4 * 1024 * 1024
 """Bytes that may wait in the transport before publishers wait. Smaller stalls a batch of large messages."""
 
@@ -94,6 +105,7 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._tail = b""
         self._out: list[bytes] = []
+        self._out_size = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._paused = False
@@ -129,10 +141,13 @@ class Wire(asyncio.Protocol):
         return not self._paused and self.blocked is None
 
     def write(self, *parts: bytes) -> None:
-        """Send *parts* together with all else that is written in this turn of the loop."""
+        """Send *parts* together with what else is written in this turn of the loop, as far as it fits one write."""
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out += parts
+        self._out_size += sum(map(len, parts))
+        if self._out_size >= _COALESCED:
+            self._flush()
 
     async def aclose(self) -> None:
         """Close politely, but not for long. Idempotent."""
@@ -199,7 +214,14 @@ class Wire(asyncio.Protocol):
                 if number == 0:
                     self._on_connection_frame(kind, payload)
                 elif channel := channels.get(number):
-                    channel.on_frame(kind, payload)
+                    content = None
+                    if kind == METHOD and payload.startswith(DELIVER):
+                        content = whole_content(data, offset, number)
+                    if content is None:
+                        channel.on_frame(kind, payload)
+                    else:
+                        header, body, offset = content
+                        channel.on_delivery(payload, header, body)
         except Exception as exc:  # noqa: BLE001 - a parser's failure must end the connection, not vanish in the loop
             self.abort(exc)
             return
@@ -287,7 +309,7 @@ class Wire(asyncio.Protocol):
         self.write(*frame(METHOD, 0, method_payload(method, form, *arguments)))
 
     def _flush(self) -> None:
-        out, self._out = self._out, []
+        out, self._out, self._out_size = self._out, [], 0
         if out and self._transport is not None and self.is_open:
             self._said = True
             self._transport.write(b"".join(out))

@@ -31,9 +31,10 @@ def test_a_held_message_comes_although_the_timer_is_early():
 
     async def body():
         part = Part(
-            lambda on_message, on_lost: SimpleNamespace(),
+            lambda on_message, on_answer, on_lost: SimpleNamespace(),
             keyed=True,
             clock=EarlyClock(),
+            offer=lambda _: False,
             wake=lambda: None,
             repair=None,
         )
