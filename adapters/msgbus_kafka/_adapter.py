@@ -55,7 +55,7 @@ from msgbus_kafka._producer import Producer, Record
 from msgbus_kafka._reader import Reader
 from msgbus_kafka._replies import ReplySubscription, reply_record
 from msgbus_kafka._subscription import KafkaSubscription, Route
-from msgbus_kafka._topology import pin, provide, remove, wanted_channels, wanted_replies, wanted_sides
+from msgbus_kafka._topology import pieces, pin, provide, remove, wanted_channels, wanted_replies, wanted_sides
 from msgbus_kafka._wire import CHANNEL, DUE, encode_key
 
 __all__ = ["KafkaAdapter"]
@@ -175,9 +175,10 @@ class KafkaAdapter(Adapter):
         A new group begins at the earliest message, so that it misses nothing from its declaration on.
         """
         self._ensure_open()
-        channels = wanted_channels(topology, self._options, self._topics)
-        wanted = channels | wanted_sides(topology, self._options)
-        await provide(self._cluster, wanted.values(), self.config.provision, self._options)
+        for piece in pieces(topology):
+            channels = wanted_channels(piece, self._options, self._topics)
+            wanted = channels | wanted_sides(piece, self._options)
+            await provide(self._cluster, wanted.values(), self.config.provision, self._options)
         if self.config.provision is Provision.CREATE:
             for source in topology.sources:
                 if not is_pattern(source.address.name) and not source.dead:

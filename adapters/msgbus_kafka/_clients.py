@@ -18,10 +18,20 @@ _STOP_TIMEOUT = 4.0
 
 
 def mind(client: Any) -> None:
-    """Let a client's task that keeps its metadata begin again when it dies: it would know no new leader, and not tell.
+    """Let a client survive a connection that was closed a moment ago.
 
-    uvloop raises RuntimeError where a connection was closed a moment ago, and the library only expects OSError.
+    uvloop raises RuntimeError there, and the library only expects OSError: what sends, fetches or keeps the metadata
+    would end for good, and not tell.
     """
+    send = client.send
+
+    async def send_or_say_why(*args: Any, **options: Any) -> Any:
+        try:
+            return await send(*args, **options)
+        except RuntimeError as exc:
+            raise kafka.KafkaConnectionError(str(exc)) from exc
+
+    client.send = send_or_say_why
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None and client._sync_task is task:  # noqa: SLF001
@@ -59,6 +69,7 @@ async def stop_consumer(consumer: Any) -> None:
         if done:
             if not stopping.cancelled() and (exc := stopping.exception()):
                 _log.debug("while stopping a consumer: %r", exc)
+                await close_client(consumer._client)  # noqa: SLF001 - it stopped half-way
             return
         await close_client(consumer._client)  # noqa: SLF001 - ends the requests it waits for
     stopping.cancel()

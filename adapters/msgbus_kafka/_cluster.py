@@ -114,6 +114,7 @@ class Cluster:
             except (OSError, kafka.KafkaError, TimeoutError) as exc:
                 if isinstance(broker_error(exc, ""), AccessDenied):
                     return exc
+                error = exc
         return error
 
     async def aclose(self) -> None:

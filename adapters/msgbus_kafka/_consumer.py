@@ -28,6 +28,7 @@ from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import Cluster
 from msgbus_kafka._errors import broker_error
 from msgbus_kafka._fetch import Fetch
+from msgbus_kafka._inbox import Entry
 from msgbus_kafka._offsets import METADATA_LIMIT
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
@@ -92,7 +93,7 @@ class GroupConsumer:
         options: Options,
         cluster: Cluster,
         *,
-        deliver: Callable[[Partition, Sequence[Any]], None],
+        deliver: Callable[[Partition, Sequence[Entry]], None],
         room: Callable[[], int],
         changed: Callable[[], None],
         time_of: TimeOf,
@@ -187,7 +188,7 @@ class GroupConsumer:
             try:
                 if self._consumer is None:
                     self._consumer = await self._connect()
-                await self._poll(self._consumer, Fetch(self._consumer, self._cluster, self._largest))
+                await self._poll(self._consumer, Fetch(self._consumer, self._cluster, self._largest, Entry))
             except kafka.ConsumerStoppedError:
                 return
             except Exception as exc:  # noqa: BLE001 - whatever broke the consumer, a new one takes its place

@@ -1,8 +1,8 @@
 """Taking records from the library's consumer as they were parsed, and those that it cannot parse.
 
 The library makes a `ConsumerRecord` of each parsed record, which is a quarter of what a record costs, and we make a
-message of that again. Here the step between is left out, for consumers of ours alone; `consumer_record` makes the
-library's record for whoever asks for it.
+message of that again. Here the step between is left out, for consumers of ours alone, and what a record is made into
+is made while it is being parsed: thousands of records that wait for it keep the garbage collector busy.
 
 It also refuses a whole batch, for ever, when a header's name is not UTF-8, as producers in C may write it. Such a
 batch is read here in a way that keeps the records and escapes the names.
@@ -11,7 +11,7 @@ batch is read here in a way that keeps the records and escapes the names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -39,28 +39,39 @@ class Fetch:
         consumer: The library's, started.
         cluster: Where to ask for what the consumer cannot read.
         largest: How many bytes the largest batch may have.
+        make: What to make of each parsed record.
     """
 
-    def __init__(self, consumer: Any, cluster: Cluster, largest: int) -> None:
+    def __init__(self, consumer: Any, cluster: Cluster, largest: int, make: Callable[[Any], Any]) -> None:
         self._consumer = consumer
         self._cluster = cluster
         self._largest = largest
+        self._make = make
         self._unreadable: dict[TopicPartition, int] = {}
         # There is no public way to its buffer, nor to change how long it waits.
         self._fetcher = consumer._fetcher  # noqa: SLF001
-        self._fetcher._records = _Buffer(self._unreadable)  # noqa: SLF001
+        self._fetcher._records = _Buffer(self._unreadable, make)  # noqa: SLF001
+        self._fetcher._in_flight = _InFlight(self._fetcher)  # noqa: SLF001
 
     async def many(self, timeout_ms: int, max_records: int | None = None) -> Mapping[TopicPartition, Any]:
-        """Return records by partition; see `AIOKafkaConsumer.getmany`, which must never be cancelled."""
+        """Return what was made of records; see `AIOKafkaConsumer.getmany`, which must never be cancelled."""
         found: Mapping[TopicPartition, Any] = await self._consumer.getmany(
             timeout_ms=timeout_ms, max_records=max_records
         )
         self._fetcher._fetch_max_wait_ms = _BUSY_WAIT_MS if found else _IDLE_WAIT_MS  # noqa: SLF001
+        if not found:
+            self._raise_what_ended_it()
         if self._unreadable and not found:
             tp, offset = self._unreadable.popitem()
             if await self._consumer.position(tp) == offset:
                 return {tp: await self._read(tp, offset)}
         return found
+
+    def _raise_what_ended_it(self) -> None:
+        """Raise what the library's task for fetching died of; it would return nothing for ever, and not tell."""
+        task = self._fetcher._fetch_task  # noqa: SLF001
+        if task.done() and not task.cancelled() and (exc := task.exception()) is not None:
+            raise exc
 
     def rest(self) -> None:
         """Take it easy: nothing is wanted for a while."""
@@ -76,7 +87,7 @@ class Fetch:
         batch._maybe_uncompress()  # noqa: SLF001 - all that it does not do by itself is to be lenient
         batch._buffer = _Lenient(batch._buffer)  # noqa: SLF001
         gone = any(producer == batch.producer_id and first <= batch.base_offset for producer, first in aborted)
-        records = [] if gone else [record for record in batch if record.offset >= offset]
+        records = [] if gone else [self._make(record) for record in batch if record.offset >= offset]
         _log.warning("%s %d: header names at offset %d are not UTF-8; escaped", tp.topic, tp.partition, offset)
         self._consumer.seek(tp, batch.next_offset)
         return records
@@ -85,22 +96,41 @@ class Fetch:
 class _Buffer(dict[TopicPartition, Any]):
     """The library's buffer of fetched batches; what is put in is unpacked in our way."""
 
-    def __init__(self, unreadable: dict[TopicPartition, int]) -> None:
+    def __init__(self, unreadable: dict[TopicPartition, int], make: Callable[[Any], Any]) -> None:
         self._unreadable = unreadable
+        self._make = make
 
     def __setitem__(self, tp: TopicPartition, result: Any) -> None:
         if type(result) is FetchResult:
             records = result._partition_records  # noqa: SLF001
             records.__class__ = _Unpacked
             records.unreadable = self._unreadable
+            records.make = self._make
             records._records_iterator = records._unpack_records()  # noqa: SLF001
         super().__setitem__(tp, result)
+
+
+class _InFlight(set[int]):
+    """The nodes that are asked for records now; the library looks again when one is not any more.
+
+    By itself it does so only when the request is done, which can be a moment before: then it finds the node still
+    busy, and looks again after a fifth of a second.
+    """
+
+    def __init__(self, fetcher: Any) -> None:
+        super().__init__(fetcher._in_flight)  # noqa: SLF001
+        self._fetcher = fetcher
+
+    def discard(self, node: object, /) -> None:
+        super().discard(node)
+        self._fetcher._notify(self._fetcher._wait_consume_future)  # noqa: SLF001
 
 
 class _Unpacked(PartitionRecords):  # type: ignore[misc] # the base class has no types
     """One partition's fetched batches, unpacked as they are taken."""
 
     unreadable: dict[TopicPartition, int]
+    make: Callable[[Any], Any]
 
     def __iter__(self) -> Any:
         return self._records_iterator  # instead of a call for each record
@@ -117,7 +147,7 @@ class _Unpacked(PartitionRecords):  # type: ignore[misc] # the base class has no
             self._records_iterator = None  # breaks the reference cycle, as the library does
 
     def _consumer_record(self, _: TopicPartition, record: Any) -> Any:
-        return record
+        return self.make(record)
 
 
 class _Lenient(bytearray):

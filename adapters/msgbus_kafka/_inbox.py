@@ -14,15 +14,14 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from msgbus.adapter import Received
+from aiokafka import ConsumerRecord
+
+from msgbus.adapter import ATTEMPTS, EXPIRES, Received
 from msgbus_kafka._begin import to_position
-from msgbus_kafka._fetch import consumer_record
-from msgbus_kafka._wire import decode_key, from_headers
+from msgbus_kafka._wire import decode_key, encode_key, from_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from aiokafka import ConsumerRecord
+    from collections.abc import Collection, Iterable
 
     from msgbus_kafka._partition import Partition
 
@@ -32,10 +31,15 @@ __all__ = ["Entry", "Inbox"]
 class Entry(Received):
     """A fetched record, and the message that is handed out for it: one object, since there is one per message.
 
-    What few ask for is made when it is asked for.
+    What few ask for is made when it is asked for. The record itself is let go: with its lists and tuples it would be
+    most of what the garbage collector looks through.
+
+    Args:
+        record: The record as it was parsed, or as the library made it.
+        headers: What the core made of its headers.
 
     Attributes:
-        record: The record as it was parsed.
+        offset: The record's.
         number: Its place in the order of arrival.
         partition: Where it is from.
         due: Not to be handed out before, in seconds since 1970; 0 for at once.
@@ -44,52 +48,101 @@ class Entry(Received):
         settled: True once it is finished, moved or has come back as a new entry.
     """
 
-    __slots__ = ("_headers", "aside", "due", "laned", "number", "partition", "record", "settled")
+    __slots__ = (
+        "_headers",
+        "_timestamp",
+        "_timestamp_type",
+        "_tombstone",
+        "_wire",
+        "aside",
+        "due",
+        "laned",
+        "number",
+        "offset",
+        "partition",
+        "settled",
+    )
 
     deliveries = 0
     receipt = None
+    correlation = None
+    partition: Partition
+    number: int
 
-    def __init__(
-        self, number: int, partition: Partition, record: Any, channel: str, headers: dict[str, str] | None = None
-    ) -> None:
-        self.body = record.value or b""
-        key = record.key
+    def __init__(self, record: Any, headers: dict[str, str] | None = None) -> None:
+        self.offset: int = record.offset
+        self._timestamp = record.timestamp
+        self._timestamp_type = record.timestamp_type
+        value, key = record.value, record.key
+        self._tombstone = value is None
+        self.body = value or b""
         self.key = None if key is None else decode_key(key)
-        self.channel = channel
-        self.record = record
-        self.number = number
-        self.partition = partition
+        pairs = record.headers
+        wire = dict(pairs)
+        self._wire = wire if len(wire) == len(pairs) else pairs  # of equal names, `raw` has each
+        self.plain = headers is None and ATTEMPTS not in wire and EXPIRES not in wire
         self.due = 0.0
         self.aside = False
         self.laned = False
         self.settled = False
         self._headers = headers
 
+    def arrived(self, number: int, partition: Partition, channel: str) -> Entry:
+        """Note where it is from and when it came; return itself."""
+        self.number = number
+        self.partition = partition
+        self.channel = channel
+        return self
+
+    def again(self, headers: dict[str, str]) -> Entry:
+        """Return the entry that stands for the message from now on, in the same place, with these *headers*."""
+        entry = Entry(self.raw, headers).arrived(self.number, self.partition, self.channel)
+        entry.aside = self.aside
+        return entry
+
     @property
     def headers(self) -> dict[str, str]:  # type: ignore[override]
         """The record's headers as text."""
         headers = self._headers
         if headers is None:
-            headers = self._headers = from_headers(self.record.headers)
+            headers = self._headers = from_headers(self._pairs)
         return headers
+
+    @property
+    def _pairs(self) -> Collection[tuple[str, bytes | None]]:
+        wire = self._wire
+        return wire.items() if isinstance(wire, dict) else wire
 
     @property
     def time(self) -> float:  # type: ignore[override]
         """The record's time."""
-        return float(self.record.timestamp) / 1000
+        return float(self._timestamp) / 1000
 
     @property
     def position(self) -> int | None:  # type: ignore[override]
         """Partition and offset in one number."""
-        return None if self.aside else to_position(self.partition.tp.partition, self.record.offset)
+        return None if self.aside else to_position(self.partition.tp.partition, self.offset)
 
     @property
     def raw(self) -> ConsumerRecord[bytes, bytes]:
         """The library's record."""
-        return consumer_record(self.partition.tp, self.record)
+        tp, key = self.partition.tp, encode_key(self.key)
+        return ConsumerRecord(
+            tp.topic,
+            tp.partition,
+            self.offset,
+            self._timestamp,
+            self._timestamp_type,
+            key,
+            None if self._tombstone else self.body,
+            None,  # a checksum, which records have not had for long
+            -1 if key is None else len(key),
+            -1 if self._tombstone else len(self.body),
+            tuple(self._pairs),
+        )
 
     def __repr__(self) -> str:
-        return f"<Entry {self.partition} {self.record.offset}>"
+        return f"<Entry {self.partition} {self.offset}>"
 
     def __lt__(self, other: Entry) -> bool:
         return self.number < other.number

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
@@ -132,7 +133,7 @@ class Producer:
             await self._renew(producer)
 
     async def _by_partition(self, producer: Any, records: Sequence[Record]) -> dict[TopicPartition, list[Record]]:
-        groups: defaultdict[TopicPartition, list[Record]] = defaultdict(list)
+        groups: dict[TopicPartition, list[Record]] = {}
         by_topic: defaultdict[str, list[Record]] = defaultdict(list)
         for record in records:
             record.error = _UNKNOWN
@@ -145,8 +146,10 @@ class Producer:
                 for record in of_topic:
                     record.error = publish_error(exc, topic, record.size, self._options.max_body)
                 continue
+            partitions: defaultdict[int, list[Record]] = defaultdict(list)
             for record in of_topic:
-                groups[TopicPartition(topic, self._partition(record, count))].append(record)
+                partitions[self._partition(record, count)].append(record)
+            groups |= {TopicPartition(topic, number): found for number, found in partitions.items()}
         return groups
 
     async def _count(self, producer: Any, topic: str) -> int:
@@ -287,14 +290,15 @@ _UNKNOWN = PublishTimeout("not answered")
 
 def _fill(batch: Any, records: Sequence[Record], start: int) -> int:
     """Put as many records as fit into *batch*; return the index of the first one that did not."""
-    append, size = batch.append, 0
+    append, size, now = batch.append, 0, int(time.time() * 1000)
     for index in range(start, len(records)):
         record = records[index]
-        size += record.size + 64
+        value = record.value
+        size += len(value or b"") + 64
         if size > _BATCH and index > start:
             batch.close()
             return index
-        if append(timestamp=None, key=record.key, value=record.value, headers=to_headers(record.headers)) is None:
+        if append(timestamp=now, key=record.key, value=value, headers=to_headers(record.headers)) is None:
             return index
     batch.close()
     return len(records)

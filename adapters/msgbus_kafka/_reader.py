@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -120,7 +121,7 @@ class Reader:
             return
         consumer.assign([tp])
         consumer.seek(tp, start)
-        fetch = Fetch(consumer, self._cluster, self._largest)
+        fetch = Fetch(consumer, self._cluster, self._largest, partial(consumer_record, tp))
         quiet_since = time.monotonic()
         while await consumer.position(tp) < end and time.monotonic() - quiet_since < _PATIENCE:
             for record in (await fetch.many(500)).get(tp, ()):
@@ -140,7 +141,7 @@ def _browsed(tp: TopicPartition, record: Any, channel: str) -> Received:
         key=decode_key(record.key),
         time=record.timestamp / 1000,
         position=to_position(tp.partition, record.offset),
-        raw=consumer_record(tp, record),
+        raw=record,
     )
 
 

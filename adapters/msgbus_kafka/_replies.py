@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -21,6 +22,7 @@ from msgbus.errors import BrokerError, ClosedError, LeaseLost, SettleError, Unro
 from msgbus_kafka._clients import start_consumer, stop_consumer
 from msgbus_kafka._cluster import LATEST, Cluster
 from msgbus_kafka._errors import broker_error
+from msgbus_kafka._fetch import Fetch, consumer_record
 from msgbus_kafka._producer import Record
 from msgbus_kafka._wire import from_headers
 
@@ -29,6 +31,7 @@ __all__ = ["ReplySubscription", "reply_record"]
 _log = logging.getLogger("msgbus.kafka")
 _POLL_MS = 1000
 _RETRY = 0.5
+_LARGEST = 1024 * 1024
 
 
 def reply_record(address: str, body: bytes, headers: Mapping[str, str]) -> Record:
@@ -96,10 +99,7 @@ class ReplySubscription(Subscription):
             try:
                 if self._consumer is None:
                     self._consumer = await self._connect()
-                for record in (await self._consumer.getmany(timeout_ms=_POLL_MS)).get(self._tp, ()):
-                    self._next = record.offset + 1
-                    if record.key == self._name:
-                        self._take_in(record)
+                await self._poll(Fetch(self._consumer, self._cluster, _LARGEST, partial(consumer_record, self._tp)))
             except kafka.ConsumerStoppedError:
                 return
             except Exception as exc:  # noqa: BLE001 - whatever broke the consumer, a new one takes its place
@@ -110,6 +110,14 @@ class ReplySubscription(Subscription):
                 if consumer is not None:
                     await stop_consumer(consumer)
                 await asyncio.sleep(_RETRY)
+
+    async def _poll(self, fetch: Fetch) -> None:
+        while not self._closed:
+            for record in (await fetch.many(_POLL_MS)).get(self._tp, ()):
+                self._next = record.offset + 1
+                if record.key == self._name:
+                    self._take_in(record)
+            fetch.rest()  # there is nothing else to ask the broker for meanwhile
 
     def _take_in(self, record: Any) -> None:
         headers = from_headers(record.headers)

@@ -29,7 +29,7 @@ from msgbus_kafka._offsets import Waiting
 from msgbus_kafka._options import Options
 from msgbus_kafka._partition import Partition
 from msgbus_kafka._producer import Producer, Record
-from msgbus_kafka._wire import CHANNEL, DUE
+from msgbus_kafka._wire import CHANNEL, DUE, encode_key
 
 __all__ = ["KafkaSubscription", "Route"]
 
@@ -139,37 +139,35 @@ class KafkaSubscription(Subscription):
         free = self._prefetch - self._in_flight - waiting
         return free if waiting == 0 or free * 4 >= self._prefetch else 0
 
-    def _take_in(self, partition: Partition, records: Sequence[Any]) -> None:
+    def _take_in(self, partition: Partition, entries: Sequence[Entry]) -> None:
         tracker, topic = partition.tracker, partition.tp.topic
+        number, channel = self._inbox.number, self._route.channels.get(topic, topic)
+        for entry in entries:
+            entry.arrived(next(number), partition, channel)
         if tracker.is_plain and topic not in self._route.side:
-            tracker.receive_all([record.offset for record in records])
-            number, channel = self._inbox.number, self._channel(topic)
-            self._inbox.extend([Entry(next(number), partition, record, channel) for record in records])
+            tracker.receive_all([entry.offset for entry in entries])
+            self._inbox.extend(entries)
         else:
-            for record in records:
-                if tracker.receive(record.offset):
-                    entry = self._entry(partition, record)
+            for entry in entries:
+                if tracker.receive(entry.offset):
+                    self._look_at(entry)
                     # What was nacked before a restart holds back its key again; what was published late does not.
-                    (self._inbox.put_back if record.offset in tracker.waiting else self._inbox.put)(entry)
+                    (self._inbox.put_back if entry.offset in tracker.waiting else self._inbox.put)(entry)
             partition.dirty = True
         self._arrived.set()
 
-    def _entry(self, partition: Partition, record: Any) -> Entry:
-        """Return the entry of a record that may have to wait: for its time, or for its next attempt."""
-        entry = Entry(next(self._inbox.number), partition, record, self._channel(partition.tp.topic))
-        headers = entry.headers
+    def _look_at(self, entry: Entry) -> None:
+        """Note for what an entry may have to wait: for its time, or for its next attempt."""
+        partition, headers = entry.partition, entry.headers
         if partition.tp.topic in self._route.side:
             entry.aside = True
             entry.channel = headers.pop(CHANNEL, "") or entry.channel
             entry.due = _number(headers.pop(DUE, ""))
-        if (state := partition.tracker.waiting.get(record.offset)) is not None:
+        if (state := partition.tracker.waiting.get(entry.offset)) is not None:
             if state.attempts:
                 headers[ATTEMPTS] = str(state.attempts)
+                entry.plain = False
             entry.due = state.due
-        return entry
-
-    def _channel(self, topic: str) -> str:
-        return self._route.channels.get(topic, topic)
 
     def _partitions_changed(self) -> None:
         self._inbox.drop_dead()
@@ -229,7 +227,7 @@ class KafkaSubscription(Subscription):
                 results[index] = _lost(entry)
             elif type(outcome) is Ack:
                 entry.settled = True
-                finished[entry.partition].append(entry.record.offset)
+                finished[entry.partition].append(entry.offset)
             elif type(outcome) is DeadLetter:
                 moves.append((index, entry, self._copy(entry, self._route.dead, outcome.headers)))
             elif type(outcome) is Nack and (outcome.delay <= 0 or not self._route.retries):
@@ -259,7 +257,7 @@ class KafkaSubscription(Subscription):
                 error.__cause__ = record.error
             else:
                 entry.settled = True
-                self._finish(entry.partition, [entry.record.offset])
+                self._finish(entry.partition, [entry.offset])
 
     def _finish(self, partition: Partition, offsets: Sequence[int]) -> None:
         partition.tracker.finish_all(offsets)
@@ -269,10 +267,9 @@ class KafkaSubscription(Subscription):
 
     def _put_back(self, entry: Entry, nack: Nack) -> None:
         """Let a message come again from memory, without losing its place or its attempts."""
-        partition, offset = entry.partition, entry.record.offset
+        partition, offset = entry.partition, entry.offset
         now = self._clock.now()
-        again = Entry(entry.number, partition, entry.record, entry.channel, nack.headers or entry.headers)
-        again.aside = entry.aside
+        again = entry.again(nack.headers or entry.headers)
         again.due = now + nack.delay if nack.delay > 0 else 0.0
         entry.settled = True
         partition.in_flight -= 1
@@ -290,7 +287,7 @@ class KafkaSubscription(Subscription):
 
     def _copy(self, entry: Entry, topic: str, headers: Mapping[str, str]) -> Record:
         # The record's own key: on a keyed channel the copy must come to whoever has the key.
-        return Record(topic, entry.body, {**headers, CHANNEL: entry.channel}, entry.record.key)
+        return Record(topic, entry.body, {**headers, CHANNEL: entry.channel}, encode_key(entry.key))
 
 
 def _lost(entry: Entry) -> LeaseLost:

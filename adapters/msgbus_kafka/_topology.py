@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from msgbus_kafka._options import Options
 
 __all__ = [
     "Wanted",
+    "pieces",
     "pin",
     "provide",
     "remove",
@@ -35,6 +36,8 @@ _TEN_MINUTES = str(600_000)
 _PROPAGATION = 15.0
 _PAUSE = 0.25
 REPLY_PARTITIONS = 4
+_AT_ONCE = 20
+"""Sources whose topics are created together: each has about five."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,13 @@ def _count(native: Mapping[str, Any], name: str, address: Address) -> int | None
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def pieces(topology: Topology) -> Iterator[Topology]:
+    """Yield *topology* in pieces: much at once is quick, and each must be done within the time of one request."""
+    addresses, sources = topology.addresses, topology.sources
+    for first in range(0, max(len(addresses), len(sources)), _AT_ONCE):
+        yield Topology(addresses[first : first + _AT_ONCE], sources[first : first + _AT_ONCE])
 
 
 async def provide(cluster: Cluster, wanted: Iterable[Wanted], provision: Provision, options: Options) -> None:

@@ -307,3 +307,36 @@ def test_closing_does_not_mind_a_client_that_is_broken(kit):
             client.close = broken
 
     kit.run(body())
+
+
+@pytest.mark.parametrize("what", ["sends", "fetches"])
+def test_the_end_of_a_task_of_the_library_is_not_the_end_of_the_consuming(kit, what):
+    """Uvloop raises RuntimeError on a connection that was just closed: the library's tasks would end, and not tell."""
+
+    async def main():
+        source = kit.queue()
+        async with kit.adapter(source) as adapter:
+            subscription = await kit.subscribe(adapter, source)
+            consumer, broke = subscription._consumer._consumer, asyncio.Event()
+            (connection,) = [c for (_, group), c in consumer._client._conns.items() if not group]
+            owner, name = connection._writer, "write"
+            if what == "fetches":
+                owner, name = consumer._fetcher, "_get_actions_per_node"
+            intact = getattr(owner, name)
+
+            def fail(*_):
+                setattr(owner, name, intact)
+                broke.set()
+                raise RuntimeError("the handler is closed")
+
+            setattr(owner, name, fail)
+            await asyncio.wait_for(broke.wait(), 60)
+            await kit.publish(adapter, kit.message(source.address, "after it"))
+            got = []
+            async with asyncio.timeout(90):
+                while not got:
+                    with contextlib.suppress(BrokerError):
+                        got = await subscription.receive(1, 1.0)
+            assert got[0].body == b"after it"
+
+    kit.run(main())

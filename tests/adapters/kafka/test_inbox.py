@@ -8,6 +8,7 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msgbus.adapter import ATTEMPTS, EXPIRES, ID
 from msgbus_kafka._inbox import Entry, Inbox
 from msgbus_kafka._partition import Partition
 
@@ -15,19 +16,17 @@ TP = TopicPartition("t", 0)
 
 
 def record(offset, key=None):
-    return SimpleNamespace(
-        topic="t", partition=0, offset=offset, timestamp=0, key=key, value=b"%d" % offset, headers=()
-    )
+    return SimpleNamespace(offset=offset, timestamp=0, timestamp_type=0, key=key, value=b"%d" % offset, headers=())
 
 
 def entry(inbox, partition, offset, key=None, due=0.0):
-    made = Entry(next(inbox.number), partition, record(offset, key), "t")
+    made = Entry(record(offset, key)).arrived(next(inbox.number), partition, "t")
     made.due = due
     return made
 
 
 def returned(old, due=0.0):
-    again = Entry(old.number, old.partition, old.record, "t", old.headers)
+    again = old.again(old.headers)
     again.due = due
     old.settled = True
     return again
@@ -67,9 +66,9 @@ def test_a_key_never_overtakes_itself_and_nothing_is_early_or_lost(data):
         done += sorted(out, key=lambda e: e.number)
         out.clear()
 
-    assert sorted(e.record.offset for e in done) == list(range(offset))
+    assert sorted(e.offset for e in done) == list(range(offset))
     for key in ("a", "b"):
-        of_key = [e.record.offset for e in done if e.key == key]
+        of_key = [e.offset for e in done if e.key == key]
         assert of_key == sorted(of_key)
     assert len(inbox) == 0
     assert inbox.take(10, now + 100) == []
@@ -83,8 +82,8 @@ def test_a_delayed_head_holds_back_its_key_and_no_other():
     (head,) = inbox.take(1, now=0.0)
     inbox.put_back(returned(head, due=5.0))
 
-    assert [e.record.offset for e in inbox.take(10, now=4.9)] == [2]
-    assert [e.record.offset for e in inbox.take(10, now=5.0)] == [0, 1]
+    assert [e.offset for e in inbox.take(10, now=4.9)] == [2]
+    assert [e.offset for e in inbox.take(10, now=5.0)] == [0, 1]
 
 
 def test_a_full_hand_leaves_the_rest_of_a_lane_for_the_next():
@@ -94,7 +93,7 @@ def test_a_full_hand_leaves_the_rest_of_a_lane_for_the_next():
     for old in inbox.take(5, now=0.0):
         inbox.put_back(returned(old))
 
-    assert [[e.record.offset for e in inbox.take(2, now=0.0)] for _ in range(3)] == [[0, 1], [2, 3], [4]]
+    assert [[e.offset for e in inbox.take(2, now=0.0)] for _ in range(3)] == [[0, 1], [2, 3], [4]]
 
 
 def test_without_keys_what_comes_back_passes_what_is_fetched_later():
@@ -105,7 +104,7 @@ def test_without_keys_what_comes_back_passes_what_is_fetched_later():
     for old in reversed(first):
         inbox.put_back(returned(old))
 
-    assert [e.record.offset for e in inbox.take(10, now=0.0)] == [0, 1, 2, 3]
+    assert [e.offset for e in inbox.take(10, now=0.0)] == [0, 1, 2, 3]
 
 
 def test_what_waits_comes_when_it_is_due_whatever_came_before():
@@ -113,7 +112,7 @@ def test_what_waits_comes_when_it_is_due_whatever_came_before():
     for offset, due in enumerate([30.0, 10.0, 20.0]):
         inbox.put(entry(inbox, partition, offset, due=due))
 
-    assert [[e.record.offset for e in inbox.take(10, now)] for now in (9.9, 10.0, 25.0, 30.0)] == [[], [1], [2], [0]]
+    assert [[e.offset for e in inbox.take(10, now)] for now in (9.9, 10.0, 25.0, 30.0)] == [[], [1], [2], [0]]
 
 
 def test_the_entries_of_a_lost_partition_are_forgotten():
@@ -128,3 +127,28 @@ def test_the_entries_of_a_lost_partition_are_forgotten():
 
     assert {e.partition for e in inbox.take(10, now=9.0)} == {kept}
     assert inbox.take(10, now=9.0) == []
+
+
+def test_an_entry_vouches_only_for_what_was_not_tried_before_and_does_not_expire():
+    def made(*headers):
+        fetched = record(7)
+        fetched.headers = list(headers)
+        return Entry(fetched).arrived(0, Partition(TP, 0, None), "t")
+
+    assert made().plain
+    assert made((ID, b"1"), ("mine", b"\xff")).plain
+    assert not made((ID, b"1"), (ATTEMPTS, b"2")).plain
+    assert not made((EXPIRES, b"2030-01-01T00:00:00Z")).plain
+    assert not made((ID, b"1")).again({ID: "1"}).plain
+
+
+def test_the_library_s_record_is_made_again_as_it_was():
+    pairs = [("same", b"1"), ("same", b"\xff"), ("null", None)]
+    for key, value, headers in [(b"\xff", b"body", pairs), (None, None, pairs[1:]), (b"", b"", [])]:
+        fetched = SimpleNamespace(offset=7, timestamp=5, timestamp_type=1, key=key, value=value, headers=headers)
+        entry = Entry(fetched).arrived(0, Partition(TP, 0, None), "t")
+        for found in (entry.raw, entry.again({}).raw):
+            assert (found.topic, found.partition, found.offset, found.timestamp) == ("t", 0, 7, 5)
+            assert (found.key, found.value, found.headers) == (key, value, tuple(headers))
+            assert (found.timestamp_type, found.serialized_value_size) == (1, -1 if value is None else len(value))
+        assert entry.headers == {name: (text or b"").decode("utf-8", "surrogateescape") for name, text in headers}
