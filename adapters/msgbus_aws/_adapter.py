@@ -43,7 +43,7 @@ from msgbus_aws._link import Link
 from msgbus_aws._moves import delayed
 from msgbus_aws._names import queue_of
 from msgbus_aws._options import AwsOptions, read_options
-from msgbus_aws._outbox import Letter, Outbox
+from msgbus_aws._outbox import Destination, Letter, Outbox
 from msgbus_aws._replies import ReplySubscription, make_reply_queue
 from msgbus_aws._subscription import SqsSubscription
 from msgbus_aws._tools import Tools
@@ -181,9 +181,10 @@ class SqsAdapter(Adapter):
         results: list[PublishError | None] = [None] * len(batch)
         letters: list[Letter] = []
         places: list[int] = []
+        found: dict[int, Destination] = {}  # by target: looked for once, most batches have but one
         for index, outgoing in enumerate(batch):
             try:
-                letters.append(await self._letter(outgoing))
+                letters.append(await self._letter(outgoing, found))
                 places.append(index)
             except PublishError as exc:
                 results[index] = exc
@@ -195,7 +196,7 @@ class SqsAdapter(Adapter):
                 self._provisioner.forget(letter.destination)
         return results
 
-    async def _letter(self, outgoing: Outgoing) -> Letter:
+    async def _letter(self, outgoing: Outgoing, found: dict[int, Destination]) -> Letter:
         if len(outgoing.body) > self.capabilities.max_body:
             raise MessageTooLarge(len(outgoing.body), self.capabilities.max_body)
         target = outgoing.target
@@ -203,8 +204,10 @@ class SqsAdapter(Adapter):
         if seconds and isinstance(target, Address) and needs_later(target):
             to = await self._provisioner.ensure_later(target)
             self._later.look_after(target)
+        elif id(target) in found:
+            to = found[id(target)]
         else:
-            to = await self._provisioner.find(target)
+            to = found[id(target)] = await self._provisioner.find(target)
         parcel = pack(wrap(outgoing.body), outgoing.headers, due=due)
         if parcel.size > self._options.max_message and self._options.large:
             try:

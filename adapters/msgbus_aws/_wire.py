@@ -16,6 +16,7 @@ A body that is text is sent as it is.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -42,6 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 _RESERVED = re.compile(r"(aws\.|amazon\.|msgbus-(headers|body|due)\Z)", re.IGNORECASE)
 _VALUE = re.compile("[\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+\\Z")
 _GROUP = re.compile(r"[!-~]{1,128}\Z")
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _LONE = "msgbus."
 """Begins the message group of a message without a key, which has one of its own."""
 
@@ -80,7 +82,7 @@ def wrap(body: bytes) -> Body:
         text = body.decode()
     except UnicodeDecodeError:
         text = ""
-    if text and not _ILLEGAL.search(text):
+    if text and (text.isprintable() or not _ILLEGAL.search(text)):  # what is printable is legal, and soon seen
         return Body(text)
     return Body(base64.b64encode(body).decode() or "=", BASE64)
 
@@ -95,19 +97,20 @@ def pack(body: Body, headers: Mapping[str, str], *, due: float | None = None) ->
     packed: dict[str, str] = {}
     room = _MOST - 1 - len(attributes)
     for name, value in headers.items():
-        if room and _is_attribute(name) and _VALUE.match(value):
+        if room and _is_attribute(name) and (value if value.isprintable() else _VALUE.match(value)):
             attributes[name] = _string(value)
             room -= 1
         else:
             packed[name] = value
     if packed:
-        attributes[HEADERS] = _string(json.dumps(packed, separators=(",", ":")))
+        attributes[HEADERS] = _string(_to_json(packed))
     size = _bytes(body.text) + sum(
         len(name) + len(value["DataType"]) + _bytes(value["StringValue"]) for name, value in attributes.items()
     )
     return Parcel(body, attributes, size)
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_attribute(name: str) -> bool:
     if name in _READABLE:
         return True

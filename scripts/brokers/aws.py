@@ -1,9 +1,10 @@
-"""Three implementations of SQS, two of them with SNS, so that we fit the API and not one emulator; and DynamoDB.
+"""Four implementations of SQS, three of them with SNS, so that we fit the API and not one emulator; and DynamoDB.
 
 | name      | speaks   | keeps data over restart  | over SIGKILL | notes                                      |
 | --------- | -------- | ------------------------ | ------------ | ------------------------------------------ |
 | elasticmq | SQS      | yes (H2)                 | yes          | strict limits, a JVM                       |
 | ministack | SQS SNS  | yes                      | no           | keeps what it had at its last orderly end  |
+| fauxqs    | SQS SNS  | no                       | no           | in Node.js; has S3, too                    |
 | moto      | SQS SNS  | no                       | no           | in memory; has DynamoDB and S3, too        |
 | dynamodb  | DynamoDB | no                       | no           | AWS's own, a JVM; conditions are atomic    |
 
@@ -16,14 +17,16 @@ from __future__ import annotations
 import platform
 import sys
 from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import quote
 from urllib.request import urlopen
 
 from scripts.brokers._broker import Broker, Launch
-from scripts.brokers._install import pip_install, pip_missing
+from scripts.brokers._install import cache_folder, node, npm_install, pip_install, pip_missing
 from scripts.brokers._java import JavaBroker
 from scripts.brokers._net import HOST, free_port, http_status
 
-__all__ = ["DynamoDBLocal", "ElasticMQ", "MiniStack", "Moto"]
+__all__ = ["DynamoDBLocal", "ElasticMQ", "FauxQS", "MiniStack", "Moto"]
 
 
 class _Emulator(Broker):
@@ -149,6 +152,42 @@ class MiniStack(_Emulator):
                 "STATE_DIR": str(self.folder / "state"),
                 "TMPDIR": str(self.folder),
             },
+        )
+
+
+class FauxQS(_Emulator):
+    """SQS, SNS and S3 in TypeScript, in memory: with its SQLite file it loses every message that is given back."""
+
+    name = "fauxqs"
+    _package = "fauxqs@2.4.1"
+
+    @classmethod
+    def _folder(cls) -> Path:
+        return cache_folder(cls._package.replace("@", "-"))
+
+    @classmethod
+    def _missing(cls) -> str | None:
+        folder = cls._folder()
+        return None if folder.is_dir() else f"not in {folder}: python -m scripts.brokers --install {cls.name}"
+
+    @classmethod
+    def _install(cls) -> None:
+        npm_install(cls.name, cls._folder(), cls._package)
+
+    def _launch(self) -> Launch:
+        # It listens on all interfaces and has no option against it.
+        loopback = f"""
+            import net from "node:net";
+            const listen = net.Server.prototype.listen;
+            net.Server.prototype.listen = function (options, ...rest) {{
+                return listen.call(this, {{...options, host: "{HOST}"}}, ...rest);
+            }};
+        """
+        folder = self._folder()
+        preload = f"--import=data:text/javascript,{quote(loopback)}"
+        return Launch(
+            [str(node(folder)), preload, str(folder / "node_modules/fauxqs/dist/cli.js")],
+            env={"FAUXQS_PORT": str(self.port), "FAUXQS_HOST": HOST, "FAUXQS_LOGGER": "false"},
         )
 
 

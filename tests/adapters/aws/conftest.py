@@ -138,3 +138,8 @@ def kit(brokers):
 @pytest.fixture
 def moto(brokers):
     return Kit(brokers("moto"))
+
+
+@pytest.fixture(params=["moto", "fauxqs"])
+def s3kit(request, brokers):
+    return Kit(brokers(request.param))

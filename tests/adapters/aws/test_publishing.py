@@ -216,60 +216,60 @@ def _topology(source):
     return Topology((source.address,), (source,))
 
 
-def test_large_bodies_go_to_s3(moto):
+def test_large_bodies_go_to_s3(s3kit):
     async def body():
-        bucket = f"large-{moto.prefix}"
-        moto.client("s3").create_bucket(Bucket=bucket)
-        source = Source(moto.queue())
+        bucket = f"large-{s3kit.prefix}"
+        s3kit.client("s3").create_bucket(Bucket=bucket)
+        source = Source(s3kit.queue())
         large, small = bytes(range(256)) * 4000, b"small"
-        async with moto.adapter(source, query=f"&large=s3://{bucket}/bodies") as adapter:
-            await moto.publish(adapter, moto.message(source.address, large), moto.message(source.address, small))
-            subscription = await moto.consumer(adapter, source)
-            received = await moto.receive(subscription, 2)
+        async with s3kit.adapter(source, query=f"&large=s3://{bucket}/bodies") as adapter:
+            await s3kit.publish(adapter, s3kit.message(source.address, large), s3kit.message(source.address, small))
+            subscription = await s3kit.consumer(adapter, source)
+            received = await s3kit.receive(subscription, 2)
             assert {m.body for m in received} == {large, small}
-            objects = moto.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
+            objects = s3kit.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
             assert [o["Size"] for o in objects] == [len(large)]
             assert objects[0]["Key"].startswith("bodies/")
             big = next(m for m in received if m.body == large)
             assert list(await subscription.settle([DeadLetter(big, dict(big.headers))])) == [None]
-            (dead,) = await moto.receive(await moto.consumer(adapter, source.dead_letters), 1)
+            (dead,) = await s3kit.receive(await s3kit.consumer(adapter, source.dead_letters), 1)
             assert dead.body == large  # the letter has the same claim check
-            assert len(moto.client("s3").list_objects_v2(Bucket=bucket)["Contents"]) == 1
+            assert len(s3kit.client("s3").list_objects_v2(Bucket=bucket)["Contents"]) == 1
 
-    moto.run(body())
+    s3kit.run(body())
 
 
-def test_a_lost_or_foreign_object_is_a_dead_letter(moto):
+def test_a_lost_or_foreign_object_is_a_dead_letter(s3kit):
     """Nobody can make us read an object outside of the prefix, or a huge one, and what is gone blocks nothing."""
 
     async def body():
-        bucket = f"large-{moto.prefix}"
-        moto.client("s3").create_bucket(Bucket=bucket)
-        moto.client("s3").put_object(Bucket=bucket, Key="secret", Body=b"secret")
-        moto.client("s3").put_object(Bucket=bucket, Key="bodies/huge", Body=bytes(300_001))
-        source = Source(moto.queue())
-        async with moto.adapter(source, query=f"&large=s3://{bucket}/bodies&max_large=300000") as adapter:
+        bucket = f"large-{s3kit.prefix}"
+        s3kit.client("s3").create_bucket(Bucket=bucket)
+        s3kit.client("s3").put_object(Bucket=bucket, Key="secret", Body=b"secret")
+        s3kit.client("s3").put_object(Bucket=bucket, Key="bodies/huge", Body=bytes(300_001))
+        source = Source(s3kit.queue())
+        async with s3kit.adapter(source, query=f"&large=s3://{bucket}/bodies&max_large=300000") as adapter:
             for key in ("secret", "bodies/gone", "bodies/huge"):
-                moto.client().send_message(
-                    QueueUrl=moto.queue_url("orders"),
+                s3kit.client().send_message(
+                    QueueUrl=s3kit.queue_url("orders"),
                     MessageBody=json.dumps({"bucket": bucket, "key": key}),
                     MessageAttributes={"msgbus-body": {"DataType": "String", "StringValue": "s3"}},
                 )
-            await moto.publish(adapter, moto.message(source.address, "good"))
-            subscription = await moto.consumer(adapter, source)
-            assert [m.body for m in await moto.receive(subscription, 1)] == [b"good"]
+            await s3kit.publish(adapter, s3kit.message(source.address, "good"))
+            subscription = await s3kit.consumer(adapter, source)
+            assert [m.body for m in await s3kit.receive(subscription, 1)] == [b"good"]
             async with asyncio.timeout(20):
                 while (await adapter.stats(source)).dead != 3:
                     assert list(await subscription.receive(1, 0.2)) == []
-            letters = moto.client().receive_message(
-                QueueUrl=moto.queue_url("orders_dlq"), MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+            letters = s3kit.client().receive_message(
+                QueueUrl=s3kit.queue_url("orders_dlq"), MaxNumberOfMessages=10, MessageAttributeNames=["All"]
             )["Messages"]
             details = [json.dumps(letter["MessageAttributes"]) for letter in letters]
             assert sum("is gone" in detail for detail in details) == 1
             assert sum("outside of" in detail for detail in details) == 1
             assert sum("more than max_large" in detail for detail in details) == 1
 
-    moto.run(body())
+    s3kit.run(body())
 
 
 def test_without_a_bucket_a_large_body_is_refused(kit):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import string
+import sys
 
 import pytest
 from botocore import exceptions as aws
@@ -78,6 +80,13 @@ def test_what_is_packed_is_unpacked_the_same(body, headers, due):
     assert len(parcel.attributes) <= 10
     assert is_legal(parcel.body.text)
     assert all(is_legal(a["StringValue"]) and name.isascii() for name, a in parcel.attributes.items())
+
+
+def test_whatever_is_printable_is_legal():
+    """Which is why text that is printable is not searched for what SQS refuses."""
+    printable = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isprintable())
+
+    assert re.fullmatch("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+", printable)
 
 
 def test_text_stays_readable_and_ours_takes_little_room():
