@@ -92,7 +92,7 @@ def _measure(
 ) -> dict[str, CaseResult]:
     """Measure the cases on one broker, add each to *found* and to the file *kept*, and return them."""
     measured: dict[str, CaseResult] = {}
-    wanted = [spec for spec in CONTENDERS[found.broker] if not only or spec.rpartition(".")[2] in only.split(",")]
+    wanted = _chosen(CONTENDERS[found.broker], only)
     print(f"{found.broker}: starting", flush=True)
     with _running(found.broker) as (url, version), contextlib.closing(_Team(url, wanted, settings)) as team:
         found.version = version
@@ -110,6 +110,15 @@ def _measure(
             took = time.monotonic() - began
             schedule.done(case, len(CONTENDERS[found.broker]), asked=seconds, took=took, runs=team.runs(case))
     return measured
+
+
+def _chosen(specs: Sequence[str], only: str) -> list[str]:
+    """Return the contenders that *only* names, all if it names none."""
+    names = {spec.rpartition(".")[2]: spec for spec in specs}
+    wanted = only.split(",") if only else list(names)
+    if not (chosen := [names[name] for name in wanted if name in names]):
+        sys.exit(f"no contender {only} there; there are: {', '.join(names)}")
+    return chosen
 
 
 class _Team(Runner):
@@ -152,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case", default="", help="cases, or what they begin with; all if not given")
     parser.add_argument("--only", default="", help="contenders, as module:Class")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="what a run of a headline takes at most")
+    parser.add_argument("--seconds", type=float, default=3.0, help="what a run of a headline takes at most")
     parser.add_argument("--minutes", type=float, default=18.0, help="what everything together should take")
     parser.add_argument("--patience", type=float, default=90.0, help="seconds after which a run is given up")
     parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="everybody's event loop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,11 @@ from tests.bench.suite.results import Entry
 from tests.bench.suite.worker import About, Missing, Refused, Task, Worker
 
 __all__ = ["Runner", "Settings"]
+
+
+_LEAST = 0.1
+"""Seconds that the measured part of a run takes at least, however long it took to connect: else the figure of whoever
+is slow to connect and quick afterwards would come from few messages, and say how quick the first ones are."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class Runner:
         found, took = self._timed(case, spec, load)
         if case.fixed or isinstance(found, Refused):
             return self._load(case, case.fixed or load.count), found
-        if took > 2 * seconds:
+        if took > 2 * seconds and _measured(case, load, found) >= _LEAST:
             return self._load(case, max(int(load.count * seconds / took), case.fewest)), found
         # What connecting takes does not grow with the messages: a second run tells the one from the other.
         more = self._load(case, min(int(load.count * min(max(seconds / 2 / took, 3), 10)), case.most))
@@ -126,6 +132,8 @@ class Runner:
         each = max(longer - took, longer * 0.1) / max(more.count - load.count, 1)
         start = max(longer - more.count * each, 0.0)
         count = int(max(seconds - start, seconds / 2) / each)
+        if isinstance(found, Measured) and _is_rate(case):
+            count = max(count, int(found.value * _LEAST))
         if case.buffered:
             count = max(count, min(self.about[spec].buffer * 5, count * 3))
         return self._load(case, min(max(count, case.fewest), more.count * 10, case.most)), found
@@ -158,6 +166,15 @@ class Runner:
                 worker.close()
             worker = self._workers[spec] = Worker(spec, self._url, fast_loop=self._settings.fast_loop)
         return worker
+
+
+def _is_rate(case: Case) -> bool:
+    return case.unit.endswith("/s")
+
+
+def _measured(case: Case, load: Load, found: Measured) -> float:
+    """Return about how many seconds of a run its figure is from; endless where the figure does not tell."""
+    return load.count / found.value if _is_rate(case) and found.value else math.inf
 
 
 def _wanted(case: Case, about: About) -> bool:

@@ -62,12 +62,14 @@ async def _publish(contender: Contender, load: Load, *, width: int) -> Measured:
     sent, place = list(bodies(load.count, load.size)), Place(load.queue)
     await contender.create(place)
     async with contender.publisher(place) as publisher:
+        first, *rest = sent
+        await publisher.one(first)  # whatever opens with the first message
         watch = Watch()
         if width:
-            await at_once(width, sent, publisher.one)
+            await at_once(width, rest, publisher.one)
         else:
-            await publisher.many(sent)
-        figure = watch.rate(load.count)
+            await publisher.many(rest)
+        figure = watch.rate(len(rest))
     # What can be consumed was there.
     tally = Tally(load.count, load.patience)
     async with contender.consumer([place], Handler(tally), concurrency=CONCURRENCY):
@@ -145,8 +147,10 @@ async def end_to_end(contender: Contender, load: Load) -> Measured:
         contender.consumer([place], Handler(tally), concurrency=CONCURRENCY),
         contender.publisher(place) as publisher,
     ):
+        first, *rest = sent
+        await publisher.one(first)  # whatever opens with the first message
         tally.restart()
-        await publisher.many(sent)
+        await publisher.many(rest)
         figure = await tally.figure()
     return tally.check(figure)
 

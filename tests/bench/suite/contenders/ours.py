@@ -34,7 +34,8 @@ class Msgbus(Contender):
     name = "msgbus"
     kind = Kind.OURS
     settings = (
-        "send_many; prefetch 250, ten batches for handlers of batches (less in short runs), retries and dead letters on"
+        "send_many; prefetch 250 (less in short runs), ten batches for handlers of batches, which take what there is; "
+        "retries and dead letters on"
     )
     modules: ClassVar[tuple[str, ...]] = ("msgbus", "msgbus._bus")
     distributions: ClassVar[tuple[str, ...]] = ("msgbus",)
@@ -88,7 +89,7 @@ class Msgbus(Contender):
 
         for place in places:
             if handler.batch:
-                bus.on(self._queue(place), batch=handler.batch, concurrency=1, retry=retry)(handle_batch)
+                bus.on(self._queue(place), batch=handler.batch, batch_wait=0, concurrency=1, retry=retry)(handle_batch)
             else:
                 bus.on(self._queue(place), concurrency=concurrency, retry=retry)(handle)
         async with bus:
