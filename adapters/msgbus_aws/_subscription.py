@@ -310,9 +310,9 @@ class SqsSubscription(Subscription):
             if self._is_lost(receipt, now):
                 results[index] = self._lost(receipt)
                 continue
-            until = min(now + math.ceil(seconds), receipt.received + _LONGEST)
-            if until > receipt.deadline:
-                chosen.append((index, receipt, math.floor(until - now)))
+            wait = min(math.ceil(seconds), math.floor(receipt.received + _LONGEST - now))
+            if now + wait > receipt.deadline:
+                chosen.append((index, receipt, wait))
         changed = await hide(self._link, self._queue, [(receipt, wait) for _, receipt, wait in chosen])
         for (index, receipt, wait), error in zip(chosen, changed, strict=True):
             results[index] = error
