@@ -24,11 +24,13 @@ _OPTIONS = {
     "nats": "",
     "kafka": "?partitions=4&session_timeout=6",
     "ministack": "&wait=1&timeout=5",
+    "fauxqs": "&wait=1&timeout=5",
 }
 """Each server broker's name, and the URL options that let its clients notice a fault soon."""
-_FORGETFUL = {"ministack": ("restart", "stop")}
-"""Servers that do not keep their data when they are killed, and what may be done to them."""
+_FORGETFUL = {"ministack": ("restart", "stop"), "fauxqs": ("stop",)}
+"""Servers that do not keep their data when they are killed (or at all), and what may be done to them."""
 TARGETS = ("memory", "sqlite", *_OPTIONS)
+DEFAULT = tuple(name for name in TARGETS if name != "fauxqs")  # one server for each adapter
 
 
 @contextlib.contextmanager
@@ -54,7 +56,7 @@ def target(name: str, folder: Path) -> Iterator[Target]:
         with make(name) as broker, broker.proxy() as proxy:
             url = broker.url_through(proxy) + _OPTIONS[name]
             faults = _FORGETFUL.get(name, BROKER_FAULTS)
-            patience = 2.0 if name in ("kafka", "ministack") else 1.0
+            patience = 2.0 if name in ("kafka", "ministack", "fauxqs") else 1.0
             yield Target(name=name, url=url, broker=broker, proxy=proxy, broker_faults=faults, patience=patience)
 
 
@@ -74,7 +76,7 @@ def run_one(name: str, *, seed: int, seconds: float, workers: int, rate: float, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the brokers asked for and print the table; return 1 if a rule was broken."""
     parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__)
-    parser.add_argument("names", nargs="?", default=",".join(TARGETS), help="comma-separated; default: all")
+    parser.add_argument("names", nargs="?", default=",".join(DEFAULT), help="comma-separated; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long things break")
     parser.add_argument("--seed", type=int, default=None, help="replays a schedule; default: a new one")
     parser.add_argument("--workers", type=int, default=3, help="processes that consume")

