@@ -21,7 +21,8 @@ class Harness:
     Args:
         url: The broker's URL. All adapters opened with it must reach the same broker (so ``memory://name``).
         tick: The shortest delay in seconds that the broker can measure; checks wait multiples of it.
-        lease: The shortest lease in seconds that is safe on this broker.
+        lease: The lease in seconds that checks use, the shortest that is safe on this broker. It is renewed every third
+            of it: a machine or a broker that stands still for two thirds loses it.
         patience: Multiplies all deadlines, for slow brokers.
         load: Multiplies the numbers of messages.
         duplicates: How many duplicates the broker may make in one check without being asked to.
