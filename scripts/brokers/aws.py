@@ -192,7 +192,7 @@ class FauxQS(_Emulator):
 
 
 class Moto(_Emulator):
-    """SQS and SNS in Python as moto's server, the emulator that most projects test with."""
+    """SQS and SNS in Python as moto's server, the emulator that most projects test with; its requests take turns."""
 
     name = "moto"
     _requirements = ("moto~=5.2", "flask", "flask-cors")  # moto's own extra for its server brings forty packages more
@@ -206,4 +206,4 @@ class Moto(_Emulator):
         pip_install(cls.name, *cls._requirements)
 
     def _launch(self) -> Launch:
-        return Launch([sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(self.port)])
+        return Launch([sys.executable, str(Path(__file__).with_name("moto_in_turn.py")), HOST, str(self.port)])
