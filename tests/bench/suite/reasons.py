@@ -96,6 +96,12 @@ REASONS = (
         "consumed; the others begin with a consumer.",
         cases=("start",),
     ),
+    Reason(
+        "**The first consumer** of a process loads the 55 modules by which kombu declares queues: of 2.9 MiB, 1.7 are "
+        "theirs. A second consumer of the same process takes 0.5.",
+        brokers=("rabbitmq",),
+        cases=("memory",),
+    ),
 )
 
 

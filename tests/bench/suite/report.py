@@ -93,7 +93,7 @@ def _behind(results: Sequence[BrokerResults]) -> Iterator[str]:
     for broker in results:
         for case in CASES:
             for entry, against, noise in _comparisons(case, broker):
-                if against < 1:
+                if round(against, 2) < 1:  # as it is written
                     text = _NOISE if against > 1 - noise else why(broker.broker, case.name, entry.name)
                     place = f"{_TITLES[broker.broker]}, {case.title}, {entry.name} {_times(against)}"
                     found.setdefault(text, []).append(place)
