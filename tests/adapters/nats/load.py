@@ -27,7 +27,7 @@ async def publish_all(kit, adapter, messages, size=50):
 async def consume_all(kit, subscription, expected):
     """Consume as the core does, until all of *expected* has been acked; return how often each was."""
     seen = {}
-    while set(seen) < set(expected):
+    while not set(seen) >= set(expected):
         try:
             got = await subscription.receive(50, 1)
         except BrokerUnavailable:
