@@ -10,7 +10,7 @@ from msgbus.testing import AdapterContract, Harness, StoreContract, StoreHarness
 class TestMemoryAdapter(AdapterContract):
     @pytest.fixture
     def harness(self):
-        return Harness(url="memory://kit", tick=0.05, lease=1.0, virtual=True)
+        return Harness(url="memory://kit", tick=0.05, lease=2.5, virtual=True)
 
 
 class TestMemoryStore(StoreContract):

@@ -10,7 +10,7 @@ from msgbus.testing import AdapterContract, Harness, StoreContract, StoreHarness
 class TestSQLiteAdapter(AdapterContract):
     @pytest.fixture
     def harness(self, tmp_path):
-        return Harness(url=f"sqlite:///{tmp_path}/bus.db", tick=0.1, lease=1.5, virtual=True)
+        return Harness(url=f"sqlite:///{tmp_path}/bus.db", tick=0.1, lease=2.5, virtual=True)
 
 
 class TestSQLiteStore(StoreContract):

@@ -343,7 +343,7 @@ class LosesALease(LosesItsConnection):
 
 def test_what_waits_behind_a_lost_lease_does_not_run_before_it() -> None:
     """A message that lost its lease in its lane comes again, and what was received after it is handled after it."""
-    bus, seen, go = Bus("memory://lease", concurrency=8, lease=0.3), [], asyncio.Event()
+    bus, seen, go = Bus("memory://lease", concurrency=8, lease=1.5), [], asyncio.Event()
 
     @bus.on(keyed)
     async def handle(order: Order) -> None:

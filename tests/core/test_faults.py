@@ -232,18 +232,21 @@ def test_delay_adds_latency_each_way_without_limiting_the_throughput(proxy, conn
     ask(connection)
     assert time.monotonic() - began >= 0.2
 
-    body = bytes(1024 * 1024)  # passed chunk by chunk, each delayed by itself, it would take over three seconds
+    body = bytes(2 * 1024 * 1024)  # passed chunk by chunk, each delayed by itself, it would take over six seconds
     sender = threading.Thread(target=connection.sendall, args=(body,))
     began = time.monotonic()
     sender.start()
     assert len(read(connection, len(body))) == len(body)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3
     sender.join()
 
     proxy.heal()
-    began = time.monotonic()
-    ask(connection)
-    assert time.monotonic() - began < 0.1
+    took = []
+    for _ in range(5):  # the machine may stand still in one of them
+        began = time.monotonic()
+        ask(connection)
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.1
 
 
 def test_half_close_tells_the_broker_and_leaves_the_client_with_a_dead_connection(proxy, echo, connect):

@@ -62,9 +62,9 @@ def test_a_late_settle_does_not_disturb_the_new_owner(kit, late):
         source = Source(queue)
         async with kit.adapter(queue, source) as slow, kit.adapter() as quick:
             await kit.publish(slow, kit.message(queue, "x"))
-            first = await kit.consumer(slow, source, lease=1.0, prefetch=1)
+            first = await kit.consumer(slow, source, lease=3.0, prefetch=1)
             (lost,) = await kit.receive(first, 1)
-            second = await kit.consumer(quick, source, lease=1.0)
+            second = await kit.consumer(quick, source, lease=3.0)
             (owned,) = await kit.receive(second, 1)
             assert owned.deliveries == 2
             (error,) = await first.settle([late(lost)])
@@ -80,13 +80,13 @@ def test_extending_keeps_a_message(kit):
         queue = kit.queue()
         source = Source(queue)
         async with kit.adapter(queue, source) as adapter:
-            subscription = await kit.consumer(adapter, source, lease=1.0)
+            subscription = await kit.consumer(adapter, source, lease=3.0)
             await kit.publish(adapter, kit.message(queue, "x"), kit.message(queue, "dropped"))
             kept, dropped = await kit.receive(subscription, 2)
             for _ in range(8):
-                await asyncio.sleep(0.3)
-                assert await subscription.extend([kept], 1.0) == [None]
-            (error,) = await subscription.extend([dropped], 1.0)
+                await asyncio.sleep(0.5)
+                assert await subscription.extend([kept], 3.0) == [None]
+            (error,) = await subscription.extend([dropped], 3.0)
             assert isinstance(error, LeaseLost)
             await kit.ack(subscription, [kept])
 
@@ -98,11 +98,11 @@ def test_messages_nobody_has_taken_yet_are_renewed(kit):
         queue = kit.queue()
         source = Source(queue)
         async with kit.adapter(queue, source) as adapter:
-            subscription = await kit.consumer(adapter, source, lease=1.0)
+            subscription = await kit.consumer(adapter, source, lease=3.0)
             await kit.publish(adapter, kit.message(queue, "one"), kit.message(queue, "two"))
             (one,) = await kit.receive(subscription, 1)
             await kit.ack(subscription, [one])
-            await asyncio.sleep(1.7)
+            await asyncio.sleep(4.0)
             (two,) = await kit.receive(subscription, 1)
             assert two.deliveries == 1
             await kit.ack(subscription, [two])
@@ -179,10 +179,10 @@ def test_messages_that_nobody_asks_for_go_to_others(kit, keyed):
         source = Source(queue)
         async with kit.adapter(queue, source) as paused, kit.adapter() as busy:
             await kit.publish(paused, *(kit.message(queue, f"m{i}", "k") for i in range(6)))
-            hoarder = await kit.consumer(paused, source, lease=1.0)
+            hoarder = await kit.consumer(paused, source, lease=3.0)
             kept = await kit.receive(hoarder, 1)
             await kit.ack(hoarder, kept)
-            other = await kit.consumer(busy, source, lease=1.0)
+            other = await kit.consumer(busy, source, lease=3.0)
             got = await kit.receive(other, 5)
             assert kit.texts(kept + got) == [f"m{i}" for i in range(6)]
             await kit.ack(other, got)
@@ -511,7 +511,7 @@ def test_a_queue_cannot_begin_again(kit):
     kit.run(body())
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [(20.0, 1.0), (1.0, 20.0)], ids=["shorter", "longer"])
+@pytest.mark.parametrize(("theirs", "ours"), [(20.0, 3.0), (3.0, 20.0)], ids=["shorter", "longer"])
 def test_another_lease_does_not_disturb_who_uses_the_consumer(kit, theirs, ours):
     """A consumer's ``ack_wait`` is everybody's; a lease that lasts longer is renewed on the way."""
 
@@ -525,7 +525,7 @@ def test_another_lease_does_not_disturb_who_uses_the_consumer(kit, theirs, ours)
             second = await kit.consumer(adapter, source, lease=ours)
             assert (first._ack_wait, second._ack_wait) == (theirs, theirs)
             kept = await kit.receive(second, 1)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(4.0)
             await kit.ack(second, kept)
             await first.aclose()
             await second.aclose()

@@ -183,8 +183,8 @@ def test_what_a_connection_that_stood_still_brings_may_be_somebody_elses(own_kit
             kit.adapter(queue, source) as second,
             kit.adapter(url=kit.broker.url_through(proxy)) as first,
         ):
-            former = await kit.consumer(first, source, lease=2.0, prefetch=1)
-            owner = await kit.consumer(second, source, lease=2.0)
+            former = await kit.consumer(first, source, lease=4.0, prefetch=1)
+            owner = await kit.consumer(second, source, lease=4.0)
             await kit.publish(second, kit.message(queue, "before", key))
             (before,) = await kit.receive(former, 1)
             await kit.ack(former, [before])
@@ -222,8 +222,8 @@ def test_a_lease_that_was_renewed_too_late_has_ended(own_kit):
             kit.adapter(queue, source) as second,
             kit.adapter(url=kit.broker.url_through(proxy)) as first,
         ):
-            former = await kit.consumer(first, source, lease=2.0)
-            owner = await kit.consumer(second, source, lease=2.0)
+            former = await kit.consumer(first, source, lease=4.0)
+            owner = await kit.consumer(second, source, lease=4.0)
             await kit.publish(second, kit.message(queue, "x"))
             (lost,) = await kit.receive(former, 1)
             assert await former.extend([lost], 30.0) == [None]
