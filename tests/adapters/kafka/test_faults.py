@@ -264,8 +264,7 @@ def test_nothing_is_left_behind(kit):
             await waiting
             started = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - started < 5
-        await asyncio.sleep(0.1)
-        assert asyncio.all_tasks() == before
+        await kit.until(lambda: asyncio.all_tasks() == before, 5)
 
     kit.run(main())
 

@@ -131,9 +131,9 @@ async def test_a_silent_peer_is_given_up(rig, proxy):
 
 
 async def test_an_idle_connection_lives(rig):
-    async with rig.adapter(options="?heartbeat=1") as adapter:
+    async with rig.adapter(options="?heartbeat=2") as adapter:
         wire = adapter._publishing.require()
-        await asyncio.sleep(3.5)
+        await asyncio.sleep(7.0)  # the broker closes after 4 s of silence
 
         assert wire.is_open
         assert adapter.health.ok
