@@ -175,7 +175,13 @@ class NatsClient(Client):
         """Hand over what nats-py's own flusher, which is a task behind a queue, would hand over a little later."""
         if self._pending and self._transport is not None and self.is_connected:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
-            self._transport.writelines(pending)
+            try:
+                self._transport.writelines(pending)
+            except RuntimeError:
+                # uvloop's raises it once the connection is gone, which nats-py's reader hears of a little later;
+                # asyncio's drops what is written then, which is as good: who waits for an answer is told.
+                if not self._transport._io_writer.is_closing():  # type: ignore[attr-defined]  # noqa: SLF001
+                    raise
 
     def ping(self) -> asyncio.Future[Any]:
         """Return a future that is done when the server has read all that was written so far; never cancel it."""

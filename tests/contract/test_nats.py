@@ -24,7 +24,7 @@ class NatsHarness(Harness):
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.proxy = broker.proxy()
-        super().__init__(url=broker.url_through(self.proxy), tick=0.2, lease=2.0)
+        super().__init__(url=broker.url_through(self.proxy), tick=0.2, lease=4.0)
 
     async def inject_raw(self, address: Address, body: bytes, headers: Mapping[str, str]) -> None:
         client = await nats.connect(self.broker.url)
