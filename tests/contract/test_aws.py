@@ -168,4 +168,4 @@ class TestElasticMQ(AdapterContract):
 class TestDynamoDB(StoreContract):
     @pytest.fixture
     def harness(self, server):
-        return StoreHarness(server[0].url)
+        return StoreHarness(server[0].url, unit=1.0)

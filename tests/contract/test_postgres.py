@@ -11,7 +11,7 @@ from msgbus.testing._check import load_checks
 class TestPostgresStore(StoreContract):
     @pytest.fixture
     def harness(self, brokers):
-        return StoreHarness(brokers("postgres").url, unit=0.5)
+        return StoreHarness(brokers("postgres").url, unit=1.0)
 
 
 class TestHandledOnce(AdapterContract):

@@ -11,7 +11,7 @@ from msgbus.testing._check import load_checks
 class TestRedisStore(StoreContract):
     @pytest.fixture
     def harness(self, brokers):
-        return StoreHarness(brokers("redis").url, unit=0.5)
+        return StoreHarness(brokers("redis").url, unit=1.0)
 
 
 class TestHandledOnce(AdapterContract):

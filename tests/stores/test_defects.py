@@ -90,17 +90,17 @@ def test_a_live_claim_is_not_taken_for_an_orphan(url: str) -> None:
     """A handler that runs three leases long keeps its claim: the duplicate waits for it and is not run."""
     bus, calls = Bus("memory://", idempotency_url=url), []
 
-    @bus.on(work, idempotent=Idempotency(lease=LEASE), concurrency=4)
+    @bus.on(work, idempotent=Idempotency(lease=3.0), concurrency=4)
     async def handle(payload: str) -> None:
         calls.append(payload)
-        await asyncio.sleep(3 * LEASE)
+        await asyncio.sleep(9.0)
 
     async def main() -> None:
         async with bus:
             await bus.start()
             for _ in range(3):
                 await bus.send(work, "x", id="same")
-            await asyncio.sleep(2 * LEASE)
+            await asyncio.sleep(6.0)
             await eventually(lambda: idle(bus), within=30)
 
     run(main(), within=60)
