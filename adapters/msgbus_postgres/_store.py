@@ -145,7 +145,8 @@ class PostgresStore(Store):
         try:
             for statement in STATEMENTS.create:
                 await connection.execute(statement.encode())
-        except errors.UniqueViolation:  # another process was faster: IF NOT EXISTS looks before it waits
+        except (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable):
+            # Another process was faster: IF NOT EXISTS looks before it waits, and how far it comes says the error.
             await connection.execute(STATEMENTS.exists.encode())
 
     async def _run(self, statement: str, columns: Iterator[Sequence[Any]]) -> list[tuple[Any, ...]]:

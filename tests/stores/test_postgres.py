@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from msgbus.errors import AccessDenied, ClaimLost, ClosedError, ConfigError, StoreUnavailable, TopologyError
 from msgbus.store import AdapterConfig, BusURL, Claim, Completion, Done, Granted, Provision
-from msgbus_postgres import PostgresStore
+from msgbus_postgres import PostgresStore, _store
+from msgbus_postgres._sql import STATEMENTS
 from scripts.brokers import Broker
 from scripts.brokers._net import free_port
 from tests.core.support import run
@@ -103,6 +105,20 @@ def test_the_table_is_made_by_one_of_many(postgres: str) -> None:
         verdicts = await asyncio.gather(*(s.claim([claim(owner=str(n))]) for n, s in enumerate(stores)))
         assert sum(isinstance(verdict, Granted) for (verdict,) in verdicts) == 1
         await asyncio.gather(*(store.aclose() for store in stores))
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", ["unique_violation", "duplicate_object", "duplicate_table"])
+def test_another_process_made_the_table_meanwhile(postgres: str, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    """IF NOT EXISTS looks before it waits: which of these the server raises then is a matter of moments."""
+    raced = dataclasses.replace(STATEMENTS, create=(*STATEMENTS.create, f"DO $$ BEGIN RAISE {error}; END $$"))
+    monkeypatch.setattr(_store, "STATEMENTS", raced)
+
+    async def main() -> None:
+        async with opened(postgres) as store:
+            (verdict,) = await store.claim([claim()])
+            assert isinstance(verdict, Granted)
 
     run(main())
 
