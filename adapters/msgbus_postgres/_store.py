@@ -142,12 +142,12 @@ class PostgresStore(Store):
                 ) from exc
         else:
             return
-        try:
-            for statement in STATEMENTS.create:
+        for statement in STATEMENTS.create:
+            # Another process may be faster with this one: IF NOT EXISTS looks before it waits, and which error the
+            # server raises then is a matter of moments. The next statement is still to be run: that one may have died.
+            with suppress(errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable):
                 await connection.execute(statement.encode())
-        except (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable):
-            # Another process was faster: IF NOT EXISTS looks before it waits, and how far it comes says the error.
-            await connection.execute(STATEMENTS.exists.encode())
+        await connection.execute(STATEMENTS.exists.encode())
 
     async def _run(self, statement: str, columns: Iterator[Sequence[Any]]) -> list[tuple[Any, ...]]:
         """Run a statement that takes one array per column; return the rows it gives."""

@@ -89,18 +89,19 @@ def test_a_key_is_not_marked_before_its_handler_succeeded(url: str) -> None:
 def test_a_live_claim_is_not_taken_for_an_orphan(url: str) -> None:
     """A handler that runs three leases long keeps its claim: the duplicate waits for it and is not run."""
     bus, calls = Bus("memory://", idempotency_url=url), []
+    lease = 3.0  # kept although the machine stands still for a while
 
-    @bus.on(work, idempotent=Idempotency(lease=3.0), concurrency=4)
+    @bus.on(work, idempotent=Idempotency(lease=lease), concurrency=4)
     async def handle(payload: str) -> None:
         calls.append(payload)
-        await asyncio.sleep(9.0)
+        await asyncio.sleep(3 * lease)
 
     async def main() -> None:
         async with bus:
             await bus.start()
             for _ in range(3):
                 await bus.send(work, "x", id="same")
-            await asyncio.sleep(6.0)
+            await asyncio.sleep(2 * lease)
             await eventually(lambda: idle(bus), within=30)
 
     run(main(), within=60)

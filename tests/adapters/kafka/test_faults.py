@@ -264,7 +264,7 @@ def test_nothing_is_left_behind(kit):
             await waiting
             started = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - started < 5
-        await kit.until(lambda: asyncio.all_tasks() == before, 5)
+        await kit.until(lambda: asyncio.all_tasks() == before, 1)
 
     kit.run(main())
 
